@@ -1,0 +1,200 @@
+"""What an intervention is, the fields methods share, and the plan of one optimizer step."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, fields
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import torch
+from torch import Tensor
+
+from entropy_lab.advantages import group_relative
+from entropy_lab.errors import ConfigError
+from entropy_lab.loss import TokenShare, token_share
+from entropy_lab.types import Normaliser, TokenBatch, TokenPlan, TokenStats
+
+Scope = Literal["minibatch", "microbatch"]
+_P = TypeVar("_P", TokenPlan, TokenShare)
+
+
+class Intervention(Protocol):
+    """A method: what it reads, its advantages, and what it does to each token of a step.
+
+    `needs` names the TokenStats fields (and "old_entropy" of the batch) that `plan` reads; where
+    it is empty, `plan` takes stats=None. A method with batch statistics has a field `scope`:
+    "minibatch" (the whole optimizer step) or "microbatch". `state` is the method's own memory of
+    earlier steps, which its caller keeps.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def advantages(self, batch: TokenBatch) -> Tensor: ...
+
+    def plan(self, batch: TokenBatch, stats: TokenStats | None, state: Any = None) -> TokenPlan: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Fields of every method: how the loss is averaged, and the group-relative advantage.
+
+    normaliser, constant_length: as in TokenPlan. Raises ConfigError for a wrong type or value.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+
+    normaliser: Normaliser = "token_mean"
+    constant_length: int | None = None
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            self._check_type(f.name, getattr(self, f.name), hints[f.name])
+        needs_length = self.normaliser == "constant"
+        self._check(
+            "constant_length",
+            self.constant_length is None if not needs_length else (self.constant_length or 0) > 0,
+            "a positive number of tokens with normaliser 'constant', and left out otherwise",
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    def advantages(self, batch: TokenBatch) -> Tensor:
+        """A = (R - mean)/(std + 1e-6) within the group, std with n-1; (B, T), 0 outside the mask.
+
+        Raises ValueError where batch.reward or batch.group is None. arXiv 2402.03300.
+        """
+        if batch.reward is None or batch.group is None:
+            lacking = "reward" if batch.reward is None else "group"
+            raise ValueError(
+                f"{self.name}.advantages reads batch.{lacking}, which is None: pass {lacking} (B,)"
+            )
+        advantage = group_relative(batch.reward, batch.group).to(batch.old_logp.dtype)  # (B,)
+        return torch.where(batch.mask, advantage[:, None], 0.0)  # (B, T)
+
+    def plan(self, batch: TokenBatch, stats: TokenStats | None, state: Any = None) -> TokenPlan:
+        """Every token treated alike, by the fields of the method."""
+        return self._plan()
+
+    def _plan(self, **changes: Any) -> TokenPlan:
+        return TokenPlan(
+            normaliser=self.normaliser, constant_length=self.constant_length, **changes
+        )
+
+    def _stats(self, stats: TokenStats | None) -> TokenStats:
+        if stats is None:
+            raise ValueError(
+                f"{self.name}.plan reads {', '.join(sorted(self.needs))} but got stats=None: pass "
+                "the TokenStats of a no-grad pass over the same batch"
+            )
+        return stats.detach()
+
+    def _check(self, field: str, ok: bool, wanted: str) -> None:
+        if not ok:
+            value = getattr(self, field)
+            raise ConfigError(f"{self.name}: {field} = {value!r} is not valid: set {wanted}")
+
+    def _check_type(self, field: str, value: Any, hint: Any) -> None:
+        if get_origin(hint) is Literal:
+            self._check(field, value in get_args(hint), f"one of {', '.join(get_args(hint))}")
+            return
+        union = get_origin(hint) in (Union, types.UnionType)
+        accepted = get_args(hint) if union else (hint,)
+        # A bool is an int to Python, never to a user; a whole number is a valid float.
+        wider = (*accepted, int) if float in accepted else accepted
+        ok = bool in accepted if isinstance(value, bool) else isinstance(value, wider)
+        names = ["nothing" if t is types.NoneType else t.__name__ for t in accepted]
+        self._check(field, ok, f"a value of type {' or '.join(names)}, not {type(value).__name__}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipped(Method):
+    """A method with a ratio clip: the interval is [1 - clip_low, 1 + clip_high].
+
+    dual_clip > 1 bounds the loss of tokens with A < 0 at dual_clip * |A|; inf switches it off.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = float("inf")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("clip_low", "clip_high"):
+            self._check(field, getattr(self, field) >= 0, "a number >= 0 (inf: no clip)")
+        self._check("dual_clip", self.dual_clip > 1, "a number > 1 (inf: no dual clip)")
+
+    def _plan(self, **changes: Any) -> TokenPlan:
+        return super()._plan(
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+            **changes,
+        )
+
+    def _beyond(self, batch: TokenBatch, stats: TokenStats) -> Tensor:
+        """Where the ratio clip stops the gradient (I_clip = 0): (B, T) bool."""
+        ratio = torch.exp(stats.logp - batch.old_logp)
+        high = (batch.advantage > 0) & (ratio > 1 + self.clip_high)
+        low = (batch.advantage < 0) & (ratio < 1 - self.clip_low)
+        return high | low
+
+
+def plan_step(
+    method: Intervention,
+    batches: list[TokenBatch],
+    stats: list[TokenStats] | None,
+    state: Any = None,
+) -> list[tuple[TokenPlan, TokenShare]]:
+    """The plan and the token shares of every micro-batch of one optimizer step.
+
+    batches, stats: the step's micro-batches (B_i, T_i), stats None where method.needs is empty.
+    A method of scope "minibatch" plans all of them at once, of scope "microbatch" each alone; the
+    shares (B_i, T_i), from `token_share`, belong to the whole step either way. Raises
+    ValueError where the lists are empty or differ in length, and whatever token_share raises.
+    """
+    if not batches or (stats is not None and len(stats) != len(batches)):
+        found = "None" if stats is None else len(stats)
+        raise ValueError(
+            f"plan_step got {len(batches)} batches and {found} stats: pass one TokenStats for "
+            "each of at least one TokenBatch"
+        )
+    whole = TokenBatch.cat(batches)
+    if getattr(method, "scope", "minibatch") == "microbatch":
+        each = [None] * len(batches) if stats is None else stats
+        plans = [method.plan(b, s, state) for b, s in zip(batches, each, strict=True)]
+        share = token_share(whole, TokenPlan.cat(plans))
+    else:
+        plan = method.plan(whole, None if stats is None else TokenStats.cat(stats), state)
+        plans = [_part(plan, rows, length) for rows, length in _parts(batches)]
+        share = token_share(whole, plan)
+    shares = [_part(share, rows, length) for rows, length in _parts(batches)]
+    return list(zip(plans, shares, strict=True))
+
+
+def _parts(batches: list[TokenBatch]) -> list[tuple[slice, int]]:
+    """Where each micro-batch sits in their concatenation: its rows and its own T."""
+    parts, start = [], 0
+    for batch in batches:
+        rows, length = batch.token_id.shape
+        parts.append((slice(start, start + rows), length))
+        start += rows
+    return parts
+
+
+def _part(values: _P, rows: slice, length: int) -> _P:
+    return values.rows(rows).map(lambda x: x[:, :length] if x.ndim == 2 else x)

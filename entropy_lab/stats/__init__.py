@@ -1,0 +1,9 @@
+"""Vocabulary statistics: the five numbers per token that replace the logits, and what follows."""
+
+from __future__ import annotations
+
+from entropy_lab.stats.derived import QUADRANTS, entropy_slopes, quadrant
+from entropy_lab.stats.reference import token_stats
+from entropy_lab.stats.state import state_hash
+
+__all__ = ["QUADRANTS", "entropy_slopes", "quadrant", "state_hash", "token_stats"]

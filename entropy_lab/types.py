@@ -1,0 +1,180 @@
+"""The field names of entropy-lab: everything that is known about the tokens of one minibatch.
+
+Shape legend: B responses, T response positions, V vocabulary entries, N valid tokens (mask is
+true). One token row is the position that *predicts* `token_id`.
+Units: entropies, log-probabilities and their changes are in nats, per token. All of them belong
+to softmax(logits / temperature), the policy that sampled. Signs: `dH > 0` means entropy rose;
+`grad_logp > 0` means the loss pushes the sampled token up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+Normaliser = Literal["token_mean", "selected_mean", "seq_mean", "constant"]
+RatioLevel = Literal["token", "sequence"]
+
+# Bits of the `flags` column (u8).
+CLIPPED_HIGH = 1
+CLIPPED_LOW = 2
+DUAL_CLIPPED = 4
+SELECTED = 8
+TRUNCATED = 16
+HELD_OUT = 32
+IMPORTED = 64
+NOT_SCORABLE = 128
+
+
+class _Rows:
+    """Row selection shared by the dataclasses below: every tensor is (B, ...)."""
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """Apply `fn` to every tensor field and keep the rest."""
+        changed = {
+            f.name: fn(getattr(self, f.name))
+            for f in fields(self)  # type: ignore[arg-type]
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def rows(self, index: Tensor | slice) -> Self:
+        """The responses chosen by `index` (B',), in that order; scalars stay as they are."""
+        return self.map(lambda x: x[index] if x.ndim else x)
+
+    @classmethod
+    def cat(cls, parts: list[Self]) -> Self:
+        """Concatenate along B; (B, T) tensors are right-padded with zeros to the longest T.
+
+        A field that one part lacks is lacking in the result; scalars are the first part's.
+        """
+        merged: dict[str, Any] = {}
+        for f in fields(cls):  # type: ignore[arg-type]
+            values = [getattr(p, f.name) for p in parts]
+            if any(v is None for v in values):
+                merged[f.name] = None
+            elif isinstance(values[0], Tensor) and values[0].ndim:
+                merged[f.name] = torch.cat(_pad_to_longest(values))
+            else:
+                merged[f.name] = values[0]
+        return cls(**merged)
+
+
+def _pad_to_longest(tensors: list[Tensor]) -> list[Tensor]:
+    if tensors[0].ndim < 2:
+        return tensors
+    longest = max(t.shape[1] for t in tensors)
+    return [torch.nn.functional.pad(t, (0, longest - t.shape[1])) for t in tensors]
+
+
+@dataclass(frozen=True)
+class TokenBatch(_Rows):
+    """What is fixed about some responses before the update: detached, on one device.
+
+    token_id (B, T) int64 sampled tokens; mask (B, T) bool, true where a token counts;
+    advantage (B, T) float; old_logp (B, T) float, nats, of the policy that generated.
+    Optional: old_entropy (B, T), rollout_logp (B, T) the sampler's own value, state (B, T) int64
+    hash of prompt and prefix, uid (B,) int64, group (B,) int64, reward (B,) float,
+    truncated (B,) bool. age: optimizer steps since the rollout; step: the optimizer step and
+    seed: the run's seed (hashed random choices use both).
+    """
+
+    token_id: Tensor
+    mask: Tensor
+    advantage: Tensor
+    old_logp: Tensor
+    old_entropy: Tensor | None = None
+    rollout_logp: Tensor | None = None
+    state: Tensor | None = None
+    uid: Tensor | None = None
+    group: Tensor | None = None
+    reward: Tensor | None = None
+    truncated: Tensor | None = None
+    age: int = 0
+    step: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        shape = self.token_id.shape
+        for name in ("mask", "advantage", "old_logp", "old_entropy", "rollout_logp", "state"):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise ValueError(
+                    f"TokenBatch.{name} has shape {tuple(value.shape)} but token_id has "
+                    f"{tuple(shape)}: every per-token field must be (B, T)"
+                )
+        if self.mask.dtype != torch.bool:
+            raise TypeError(
+                f"TokenBatch.mask must be bool, got {self.mask.dtype}: pass mask.bool()"
+            )
+
+
+@dataclass(frozen=True)
+class TokenStats(_Rows):
+    """Five numbers per position that replace the logits; all (B, T) float, nats.
+
+    logp = log pi(token), entropy = -sum pi log pi, m0 = sum pi^2, m1 = sum pi^2 log pi,
+    m2 = sum pi^2 (log pi)^2. `logp` and `entropy` may carry gradients; the moments never do.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    m0: Tensor
+    m1: Tensor
+    m2: Tensor
+
+    def detach(self) -> TokenStats:
+        return self.map(Tensor.detach)
+
+
+@dataclass(frozen=True)
+class TokenGrad(_Rows):
+    """How the loss of the whole optimizer step leans on each token; (B, T) float.
+
+    grad_logp = c = -dL/dlogp, grad_entropy = e = -dL/dentropy, as they reach the gradient clip.
+    """
+
+    grad_logp: Tensor
+    grad_entropy: Tensor
+
+
+@dataclass(frozen=True)
+class TokenPlan(_Rows):
+    """What a method does to each token; scalars or detached (B, T) tensors.
+
+    weight: factor on the token's policy-gradient loss. mask: false drops that loss (the token
+    stays in the denominator unless normaliser is `selected_mean`).
+    clip_low, clip_high: the ratio's interval is [1 - clip_low, 1 + clip_high]; inf switches off.
+    beyond_low, beyond_high: beta; beyond the interval c = beta * bound * A (0 PPO, 1 and 1 GPPO).
+    both_sides: clip whatever the sign of A, value sg(clip(r)) A logp (CISPO).
+    dual_clip: for A < 0 the value is at least dual_clip * A; inf switches off.
+    abs_kl_coef: adds abs_kl_coef * |logp - old_logp| to the token's loss, after the weight.
+    entropy_coef: subtracts entropy_coef * (mean entropy) from the loss.
+    normaliser: token_mean 1/N; selected_mean 1/N of the tokens with mask; seq_mean the mean over
+    responses of their token means; constant 1/(B * constant_length).
+    ratio_level: token, or sequence (the geometric-mean ratio of GSPO).
+    selected: (B, T) bool, tokens that the method picked out; only written to the log.
+    omega: (B, T), the score that drove the choice; only diagnosed.
+    scalars: what the method wants logged for the step.
+    """
+
+    weight: Tensor | float = 1.0
+    mask: Tensor | bool = True
+    clip_low: Tensor | float = float("inf")
+    clip_high: Tensor | float = float("inf")
+    beyond_low: Tensor | float = 0.0
+    beyond_high: Tensor | float = 0.0
+    both_sides: bool = False
+    dual_clip: Tensor | float = float("inf")
+    abs_kl_coef: Tensor | float = 0.0
+    entropy_coef: Tensor | float = 0.0
+    normaliser: Normaliser = "token_mean"
+    constant_length: int | None = None
+    ratio_level: RatioLevel = "token"
+    selected: Tensor | None = None
+    omega: Tensor | None = None
+    scalars: dict[str, float] | None = None
