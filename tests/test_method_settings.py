@@ -20,7 +20,7 @@ from token_examples import (
     ("name", "params", "message"),
     [
         ("stear", {}, r"unknown method 'stear': did you mean steer\? Valid: grpo, clip_higher"),
-        ("zzz", {}, r"unknown method 'zzz': valid: grpo, clip_higher, clip_cov"),
+        ("zzz", {}, r"unknown method 'zzz': Valid: grpo, clip_higher, clip_cov"),
         ("grpo", {"clip_hi": 0.3}, r"grpo has no parameter 'clip_hi': did you mean clip_high"),
         ("entropy_bonus", {}, "entropy_bonus needs beta: it has no published default, set it"),
         ("entropy_bonus", {"beta": math.nan}, "beta = nan is not valid: set a finite number"),

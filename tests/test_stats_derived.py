@@ -44,13 +44,13 @@ def plain_hash(tokens: list[int]) -> int:
     word, step = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
     def mix(x: int) -> int:
-        x &= word
+        x = (x + step) & word
         x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & word
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & word
         return x ^ (x >> 31)
 
-    total = sum(mix(t + mix((i + 1) * step)) for i, t in enumerate(tokens))
-    out = mix(total + step)
+    total = sum(mix(t + mix(i)) for i, t in enumerate(tokens))
+    out = mix(total)
     return out - (1 << 64) if out >> 63 else out
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import MISSING, fields
 from typing import Any
 
-from entropy_lab.errors import ConfigError
+from entropy_lab.errors import ConfigError, nearest
 from entropy_lab.interventions.base import Clipped, Intervention, Method, plan_step
 from entropy_lab.interventions.clip_cov import ClipCov
 from entropy_lab.interventions.clip_higher import ClipHigher
@@ -47,20 +46,14 @@ def make_method(name: str, **params: Any) -> Method:
     parameter, a wrong type and a value out of range.
     """
     if name not in INTERVENTIONS:
-        raise ConfigError(f"unknown method {name!r}: {_nearest(name, list(INTERVENTIONS))}")
+        raise ConfigError(f"unknown method {name!r}: {nearest(name, INTERVENTIONS)}")
     method = INTERVENTIONS[name]
     valid = {f.name: f for f in fields(method)}
     for key in params:
         if key not in valid:
-            raise ConfigError(f"{name} has no parameter {key!r}: {_nearest(key, list(valid))}")
+            raise ConfigError(f"{name} has no parameter {key!r}: {nearest(key, valid)}")
     missing = [key for key, f in valid.items() if f.default is MISSING and key not in params]
     if missing:
         raise ConfigError(f"{name} needs {', '.join(missing)}: it has no published default, set it")
     return method(**params)
 
-
-def _nearest(word: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(word, valid, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}? Valid: {', '.join(valid)}"
-    return f"valid: {', '.join(valid)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from entropy_lab.stats.state import mix64, signed64
 from entropy_lab.types import TokenBatch
 
 
@@ -21,10 +22,10 @@ def token_hash(batch: TokenBatch) -> Tensor:
         )
     device = batch.token_id.device
     position = torch.arange(batch.token_id.shape[1], device=device)
-    h = _mix(torch.tensor(_signed(batch.seed), device=device))
-    h = _mix(h ^ _signed(batch.step))
-    h = _mix(h ^ batch.uid.long())  # (B,)
-    return _mix(h[:, None] ^ position)  # (B, T)
+    h = mix64(torch.tensor(signed64(batch.seed), device=device))
+    h = mix64(h ^ signed64(batch.step))
+    h = mix64(h ^ batch.uid.long())  # (B,)
+    return mix64(h[:, None] ^ position)  # (B, T)
 
 
 def choose(
@@ -50,20 +51,3 @@ def share_count(ratio: float, mask: Tensor) -> int:
     """max(1, floor(ratio N)) of the N tokens with mask."""
     return max(1, int(ratio * int(mask.sum())))
 
-
-def _signed(number: int) -> int:
-    """The int64 with the low 64 bits of `number`."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    # torch shifts int64 arithmetically; the mask clears the copied sign bits.
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """One splitmix64 step on int64, whose products wrap modulo 2^64."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)

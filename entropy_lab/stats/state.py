@@ -5,32 +5,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# The odd constant of splitmix64's counter and the two of its finaliser, a bijection on 64 bits in
+# which every input bit moves every output bit.
+_STEP = 0x9E3779B97F4A7C15
+_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+
+def signed64(number: int) -> int:
+    """The int64 with the low 64 bits of `number`."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
-# The finaliser of splitmix64: a bijection on 64 bits in which every input bit moves every output
-# bit. torch has no unsigned 64-bit arithmetic; int64 wraps around to the same bits.
-_STEP = _signed(0x9E3779B97F4A7C15)
-_MIX = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
+def mix64(x: Tensor) -> Tensor:
+    """One splitmix64 step on int64 of any shape; torch's products wrap modulo 2^64."""
+    x = x + signed64(_STEP)
+    x = (x ^ _shift_right(x, 30)) * signed64(_MIX[0])
+    x = (x ^ _shift_right(x, 27)) * signed64(_MIX[1])
+    return x ^ _shift_right(x, 31)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 >> copies the sign bit
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift_right(x, 30)) * _MIX[0]
-    x = (x ^ _shift_right(x, 27)) * _MIX[1]
-    return x ^ _shift_right(x, 31)
+    # torch shifts int64 arithmetically; the mask clears the copied sign bits.
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def state_hash(prompt_id: Tensor, prompt_mask: Tensor, token_id: Tensor) -> Tensor:
     """Hash of the prompt and of the response tokens before each position, (B, T) int64.
 
-    hash_t = mix(sum over the tokens i before t of mix(token_i + mix(i))), so equal states agree
-    whatever the padding, batch or process, and unequal ones collide with probability 2^-64.
+    hash_t = mix64(sum over the tokens i before t of mix64(token_i + mix64(i))), so equal
+    states agree whatever the padding, batch or process; unequal ones collide with chance 2^-64.
     prompt_id (B, P) int64; prompt_mask (B, P) bool, false on padding (either side); token_id
     (B, T) int64, right-padded (the hash of a padded position means nothing).
     Raises ValueError on shapes that do not fit and TypeError on a mask that is not bool.
@@ -49,8 +52,8 @@ def state_hash(prompt_id: Tensor, prompt_mask: Tensor, token_id: Tensor) -> Tens
     steps = torch.arange(token_id.shape[1], device=token_id.device)
     response = _term(token_id, length + steps)  # (B, T)
     before = prompt + response.cumsum(1) - response
-    return _mix(before + _STEP)
+    return mix64(before)
 
 
 def _term(token_id: Tensor, place: Tensor) -> Tensor:
-    return _mix(token_id.long() + _mix((place + 1) * _STEP))
+    return mix64(token_id.long() + mix64(place))

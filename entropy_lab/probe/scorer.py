@@ -1,0 +1,109 @@
+"""No-grad statistics of micro-batches, on one code path, remembered until the parameters move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropy_lab.types import TokenStats
+
+Score = Callable[[Any], TokenStats]
+
+
+class Scorer:
+    """Measure micro-batches at the current parameters; ask twice, pay once.
+
+    `score(inputs)` runs the model on one micro-batch and returns its TokenStats. `measure` calls
+    it without gradients, leaves every random state as it was, and remembers the result of the
+    identical `inputs` object until `forget`, which an optimizer hook calls after each step. So
+    the "after" of one step is the "before" of the next, at no forward, where both are wanted.
+    """
+
+    def __init__(self, model: nn.Module, score: Score, optimizer: torch.optim.Optimizer):
+        self.model = model
+        self.score = score
+        self._memo: dict[int, tuple[Any, TokenStats]] = {}
+        self._handle = optimizer.register_step_post_hook(lambda *_: self.forget())
+
+    def measure(self, inputs: Any) -> TokenStats:
+        """Statistics of `inputs` at the present parameters, detached."""
+        known = self._memo.get(id(inputs))
+        if known is None:
+            # The reference to `inputs` keeps its id from being given to another object.
+            known = self._memo[id(inputs)] = (inputs, self.fresh(inputs))
+        return known[1]
+
+    def fresh(self, inputs: Any) -> TokenStats:
+        """The same measurement, always by a forward pass of its own."""
+        with torch.no_grad(), untouched_rng(self.model), without_dropout(self.model):
+            return self.score(inputs).detach()
+
+    def put(self, inputs: Any, stats: TokenStats) -> None:
+        """Remember a result that another pass is known to share bit for bit."""
+        self._memo[id(inputs)] = (inputs, stats)
+
+    def forget(self) -> None:
+        """Drop everything remembered: the parameters have changed."""
+        self._memo.clear()
+
+    def close(self) -> None:
+        self._handle.remove()
+        self.forget()
+
+
+@contextmanager
+def untouched_rng(model: nn.Module) -> Iterator[None]:
+    """Give every random state that the model could draw from back as it was."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+_DROPOUT_ATTRIBUTES = ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout")
+
+
+def active_dropout(model: nn.Module) -> list[nn.Module]:
+    """Modules that would drop units in a forward pass now: in training mode, with a rate > 0."""
+
+    def rate(module: nn.Module) -> float:
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            return module.p
+        rates = (getattr(module, name, 0.0) for name in _DROPOUT_ATTRIBUTES)
+        return max((r for r in rates if isinstance(r, float)), default=0.0)
+
+    return [m for m in model.modules() if m.training and rate(m) > 0]
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Put only the modules with active dropout in eval mode; without any, change nothing."""
+    modules = active_dropout(model)
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+
+
+def take_rows(inputs: Any, index: Tensor) -> Any:
+    """The responses `index` (B',) of a micro-batch: tensors are indexed along their first axis.
+
+    Works on tensors, mappings, tuples, lists and dataclasses of those; anything else is kept.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs[index.to(inputs.device)] if inputs.ndim else inputs
+    if isinstance(inputs, Mapping):
+        return {key: take_rows(value, index) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(take_rows(value, index) for value in inputs)
+    if is_dataclass(inputs) and not isinstance(inputs, type):
+        parts = {f.name: take_rows(getattr(inputs, f.name), index) for f in fields(inputs)}
+        return replace(inputs, **parts)
+    return inputs

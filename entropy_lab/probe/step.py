@@ -1,0 +1,171 @@
+"""What is measured around one optimizer step: the step's rows, held-out rows, the fixed set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_lab.probe import rows as to_rows
+from entropy_lab.probe.audit import gradient_audit
+from entropy_lab.probe.predict import predict_held_out
+from entropy_lab.probe.sampling import is_floor_step, is_probed
+from entropy_lab.probe.scorer import Scorer, active_dropout
+from entropy_lab.probe.window import Probed, Window, choose, measure_before
+from entropy_lab.record import RunWriter
+from entropy_lab.types import HELD_OUT, TokenBatch, TokenGrad, TokenStats
+
+NAN = float("nan")
+Micro = tuple[Any, TokenBatch]
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Which steps and rows are measured: pure functions of these and the step number."""
+
+    every: int
+    fraction: float
+    floor_every: int
+    seed: int
+
+    def probes(self, step: int) -> bool:
+        return is_probed(step, self.every)
+
+    def checks(self, step: int) -> bool:
+        return is_floor_step(step, self.every, self.floor_every)
+
+
+@dataclass
+class StepMeasurement:
+    """Everything that one optimizer step needs between its two hooks."""
+
+    step: int
+    lr: float
+    train: list[Probed] = field(default_factory=list)
+    held: list[Probed] = field(default_factory=list)
+    watch: list[Probed] = field(default_factory=list)
+    checks: dict[str, float] = field(default_factory=dict)
+    loss_forward_is_before: bool = False
+    dropout_off: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def measure_after(self, scorer: Scorer) -> None:
+        """The second pass, over the very objects of the first."""
+        for part in (*self.train, *self.held, *self.watch):
+            part.after = scorer.measure(part.inputs)
+
+    def summary(self, window: Window, predicted: dict[str, Tensor]) -> dict[str, Any]:
+        """The step's row of the steps table, but for what only the loop knows."""
+        batch = window.batch()
+        flags, weight = window.per_token("flags"), window.per_token("weight")
+        return {
+            "step": self.step,
+            "age": batch.age,
+            "probed": bool(self.train),
+            "n_probed": sum(int(p.batch.mask.sum()) for p in self.train),
+            "inclusion_prob": min((p.inclusion_prob for p in self.train), default=NAN),
+            "lr": self.lr,
+            "before_is_loss_forward": self.loss_forward_is_before,
+            "dropout_off": self.dropout_off,
+            **to_rows.loss_scalars(batch, window.stats(), flags, weight, predicted),
+            "dH_train": to_rows.mean_change(self.train),
+            "dH_heldout": to_rows.mean_change(self.held or self.watch),
+            "dH_fixed": to_rows.mean_change(self.watch),
+            "entropy_fixed": _mean_before(self.watch),
+            **to_rows.change_by_quadrant(self.train),
+            "kappa": NAN,
+            "repeat_max": NAN,
+            "gradient_audit": NAN,
+            **self.checks,
+        }
+
+
+def measure_before_step(
+    measurement: StepMeasurement,
+    window: Window,
+    scorer: Scorer,
+    cadence: Cadence,
+    held_out: Sequence[Micro],
+    fixed: Sequence[Micro],
+    loss_forward_is_before: bool | None,
+) -> bool:
+    """First pass of a probed step; returns whether the loss forward may serve as "before".
+
+    It may where, when last compared (at start-up and on floor steps), a pass of its own was
+    bitwise equal for every micro-batch.
+    """
+    m, records = measurement, window.records
+    m.dropout_off = bool(active_dropout(scorer.model))
+    if m.dropout_off or cadence.fraction < 1:
+        same = False
+    elif loss_forward_is_before is None or cadence.checks(m.step):
+        same = all(_same(scorer.measure(r.inputs), r.stats) for r in records)
+    else:
+        same = loss_forward_is_before
+        if same:
+            for r in records:
+                scorer.put(r.inputs, r.stats)
+    m.loss_forward_is_before = same
+    own = [(r.inputs, r.batch) for r in records]
+    probed = []
+    for index, (inputs, batch) in enumerate([*own, *held_out]):
+        chosen = choose(inputs, batch, cadence.seed, m.step, index, cadence.fraction)
+        probed.append(measure_before(chosen, scorer))
+    m.train, m.held = probed[: len(own)], probed[len(own) :]
+    m.watch = [measure_before((inputs, batch, None, 1.0), scorer) for inputs, batch in fixed]
+    return same
+
+
+def run_checks(
+    measurement: StepMeasurement, window: Window, scorer: Scorer, kappa: float | None
+) -> None:
+    """The repeat check and the gradient audit of a floor step, at theta, before it moves."""
+    repeats = [
+        (scorer.fresh(p.inputs).entropy - p.before.entropy)[p.batch.mask].abs().max()
+        for p in measurement.train
+        if p.batch.mask.any()
+    ]
+    pairs = [(r.inputs, r.grad) for r in window.records]
+    audit, kappa = gradient_audit(scorer.model, scorer.score, pairs, kappa)
+    repeat = max((float(r) for r in repeats), default=NAN)
+    measurement.checks = {"repeat_max": repeat, "gradient_audit": audit, "kappa": kappa}
+
+
+def write_token_rows(
+    measurement: StepMeasurement,
+    window: Window,
+    predicted: dict[str, Tensor],
+    writer: RunWriter,
+) -> None:
+    """The probed rows of the step, then its held-out rows (micro numbers follow on)."""
+    step, first = measurement.step, 0
+    for index, (part, r) in enumerate(zip(measurement.train, window.records, strict=False)):
+        size, width = r.batch.mask.shape
+        own = {k: v[first : first + size, :width] for k, v in predicted.items()}
+        first += size
+        grad, weight, flags = r.grad, r.weight, r.flags
+        if part.rows is not None:
+            picked = part.rows.to(flags.device)
+            grad, weight, flags = grad.rows(picked), weight[picked], flags[picked]
+            own = {k: v[picked] for k, v in own.items()}
+        writer.tokens(to_rows.token_columns(step, index, part, grad, weight, flags, own))
+    for index, part in enumerate(measurement.held, start=len(window.records)):
+        idle = torch.zeros_like(part.before.logp)
+        flags = torch.full_like(part.batch.mask, HELD_OUT, dtype=torch.uint8)
+        own = predict_held_out(window, part.batch, part.before, measurement.lr)
+        grad = TokenGrad(idle, idle)
+        writer.tokens(to_rows.token_columns(step, index, part, grad, idle + 1, flags, own))
+
+
+def _same(a: TokenStats, b: TokenStats) -> bool:
+    return torch.equal(a.entropy, b.entropy) and torch.equal(a.logp, b.logp)
+
+
+def _mean_before(parts: list[Probed]) -> float:
+    if not parts:
+        return NAN
+    return float(torch.cat([p.before.entropy[p.batch.mask].double() for p in parts]).mean())

@@ -1,0 +1,177 @@
+"""The columns of a run's Parquet files: names, types, units, meanings and encodings.
+
+A column is born here; every field carries {unit, meaning} as Parquet metadata. Signs: dH > 0
+means that entropy rose. Entropies and log-probabilities are in nats, per token, of
+softmax(logits / temperature).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+ROW_GROUP_ROWS = 256 * 1024
+FOOTER = "entropy_lab."  # prefix of our keys in the Parquet footer
+
+Profile = Literal["core", "full"]
+CORE_PREDICTORS = ("cov", "steer", "softmax", "softmax_state")
+FULL_PREDICTORS = (*CORE_PREDICTORS, "steer_released", "discriminant")
+SORT_KEYS = ("step", "micro", "uid", "pos")
+
+_FLAGS = (
+    "bits: 1 clipped high, 2 clipped low, 4 dual-clipped, 8 selected by the method, "
+    "16 truncated response, 32 held out, 64 imported, 128 not scorable"
+)
+# name: (type, unit, meaning)
+TOKEN_KEYS: dict[str, tuple[pa.DataType, str, str]] = {
+    "step": (pa.int32(), "steps", "optimizer step"),
+    "micro": (pa.int16(), "", "micro-batch within the step"),
+    "uid": (pa.int64(), "", "response: rollout << 32 | prompt * G + sample"),
+    "pos": (pa.int32(), "tokens", "response position that predicts token_id"),
+    "token_id": (pa.int32(), "", "sampled token"),
+    "state": (pa.int64(), "", "hash of the prompt and of the response tokens before pos"),
+    "age": (pa.uint8(), "steps", "optimizer steps since the rollout"),
+    "flags": (pa.uint8(), "", _FLAGS),
+}
+CORE_FLOATS: dict[str, tuple[str, str]] = {
+    "advantage": ("", "advantage of the token"),
+    "old_logp": ("nats", "log-probability under the policy that generated"),
+    "logp": ("nats", "log-probability just before the step"),
+    "entropy": ("nats", "entropy just before the step"),
+    "weight": ("", "factor of the method on the token's policy-gradient loss"),
+    "grad_logp": ("1/nats", "-dL/dlogp: above 0 the loss pushes the token up"),
+    "dH": ("nats", "entropy after the step minus before, same rows and layout"),
+}
+FULL_FLOATS: dict[str, tuple[str, str]] = {
+    "old_entropy": ("nats", "entropy of the policy that generated"),
+    "rollout_logp": ("nats", "log-probability that the sampler itself reported"),
+    "m0": ("", "sum of pi^2 over the vocabulary"),
+    "m1": ("nats", "sum of pi^2 log pi over the vocabulary"),
+    "m2": ("nats^2", "sum of pi^2 (log pi)^2 over the vocabulary"),
+    "grad_entropy": ("1/nats", "-dL/dentropy"),
+    "dlogp": ("nats", "log-probability after the step minus before"),
+}
+SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
+    "step": (pa.int64(), "steps", "first optimizer step of the rollout"),
+    "rollout": (pa.int64(), "", "rollout number"),
+    "group": (pa.int64(), "", "prompt group, the unit of the advantage"),
+    "uid": (pa.int64(), "", "response: rollout << 32 | prompt * G + sample"),
+    "prompt_id": (pa.int64(), "", "problem that the prompt states"),
+    "reward": (pa.float32(), "", "reward of the response"),
+    "advantage": (pa.float32(), "", "advantage of the response"),
+    "length": (pa.int32(), "tokens", "response tokens, end token included"),
+    "truncated": (pa.bool_(), "", "the response met the length limit"),
+    "inclusion_prob": (pa.float32(), "", "probability that the response's tokens were logged"),
+    "prompt": (pa.string(), "", "prompt text"),
+    "response": (pa.string(), "", "response text"),
+}
+# Few distinct values: a dictionary beats every other encoding. Anywhere else it costs time and
+# bytes (five times slower and a third larger for floats).
+_DICTIONARY = frozenset(
+    {"micro", "age", "flags", "token_id", "advantage", "weight", "prompt", "reward"}
+)
+# One page per column and row group is a tenth smaller and faster than pyarrow's 20,000 rows;
+# older versions have neither that limit nor the argument.
+_LARGE_PAGES = (
+    {"max_rows_per_page": ROW_GROUP_ROWS}
+    if "max_rows_per_page" in inspect.signature(pq.write_table).parameters
+    else {}
+)
+
+
+def profile_predictors(profile: Profile) -> tuple[str, ...]:
+    """The closed forms that a profile logs as dH_pred_<name>; ValueError for another profile."""
+    if profile not in ("core", "full"):
+        raise ValueError(f"unknown profile {profile!r}: use 'core' or 'full'")
+    return CORE_PREDICTORS if profile == "core" else FULL_PREDICTORS
+
+
+def token_schema(
+    profile: Profile = "core",
+    predictors: Sequence[str] | None = None,
+    extra: Sequence[str] = (),
+) -> pa.Schema:
+    """The schema of tokens/: keys, floats, dH_pred_<name>, then `extra`, in this fixed order.
+
+    `predictors` None means those of the profile; `extra` are names of further float32 columns.
+    """
+    names = profile_predictors(profile) if predictors is None else predictors
+    fields = [_field(n, t, unit, meaning) for n, (t, unit, meaning) in TOKEN_KEYS.items()]
+    floats = CORE_FLOATS | (FULL_FLOATS if profile == "full" else {})
+    fields += [_field(n, pa.float32(), unit, meaning) for n, (unit, meaning) in floats.items()]
+    for name in names:
+        meaning = f"dH that the closed form {name!r} predicts"
+        fields.append(_field(f"dH_pred_{name}", pa.float32(), "nats", meaning))
+    fields += [_field(n, pa.float32(), "", "extra column") for n in extra]
+    schema = pa.schema(fields)
+    if len(set(schema.names)) != len(schema.names):
+        raise ValueError(f"token columns occur twice: {sorted(schema.names)}")
+    return schema
+
+
+def sample_schema() -> pa.Schema:
+    """The schema of samples/: one row per response; further columns may follow."""
+    return pa.schema([_field(n, t, u, m) for n, (t, u, m) in SAMPLE_COLUMNS.items()])
+
+
+def _field(name: str, dtype: pa.DataType, unit: str, meaning: str) -> pa.Field:
+    return pa.field(name, dtype, metadata={"unit": unit, "meaning": meaning})
+
+
+def user_field(name: str, dtype: pa.DataType) -> pa.Field:
+    """The field of a column that the schema does not name (x_* and the like)."""
+    return _field(name, dtype, "", "user column" if name.startswith("x_") else "extra column")
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How a table of this schema is written: keyword arguments of pyarrow's write_table.
+
+    zstd-1, BYTE_STREAM_SPLIT for floats, DELTA for integers but hashes, dictionaries only where
+    values repeat, row groups of 256k rows.
+    """
+    encoding: dict[str, str] = {}
+    for field in schema:
+        if field.name in _DICTIONARY:
+            continue
+        if pa.types.is_float32(field.type) or pa.types.is_float64(field.type):
+            encoding[field.name] = "BYTE_STREAM_SPLIT"
+        elif pa.types.is_integer(field.type) and field.name != "state":
+            encoding[field.name] = "DELTA_BINARY_PACKED"
+        else:
+            encoding[field.name] = "PLAIN"
+    return {
+        "row_group_size": ROW_GROUP_ROWS,
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": [n for n in schema.names if n in _DICTIONARY],
+        "column_encoding": encoding,
+        # Only these prune row groups; minima of float columns would cost time for nothing.
+        "write_statistics": [n for n in (*SORT_KEYS, "rollout") if n in schema.names],
+        "write_page_checksum": True,
+        **_LARGE_PAGES,
+    }
+
+
+def where_logged(name: str, known: Iterable[str]) -> str:
+    """What a user can do about a token column that a run lacks, in one clause."""
+    form = name.removeprefix("dH_pred_")
+    if form != name and form in FULL_PREDICTORS:
+        profile = "core" if form in CORE_PREDICTORS else "full"
+        return f"profile '{profile}' logs it (or add {form!r} to the run's predictors)"
+    if name in FULL_FLOATS:
+        return "profile 'full' logs it"
+    if name in CORE_FLOATS or name in TOKEN_KEYS:
+        return "every profile logs it, so this log was not written by entropy-lab"
+    return did_you_mean(name, known) or "no profile logs it; the user's own columns are named x_*"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as a question, "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,108 @@
+"""Which steps and rows are probed, and what the scorer remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from entropy_lab import load
+from entropy_lab.probe.sampling import inclusion_prob, is_floor_step, is_probed, sampled_rows
+from entropy_lab.probe.scorer import Scorer, active_dropout, take_rows
+from toy import Toy, adamw, batches, run_loop, score_of
+
+
+def test_probed_steps_and_rows_are_pure_functions() -> None:
+    assert [s for s in range(9) if is_probed(s, 4)] == [0, 4, 8]
+    assert not any(is_probed(s, 0) for s in range(5))
+    assert [s for s in range(17) if is_floor_step(s, 4, 2)] == [0, 8, 16]
+    a = sampled_rows(3, 5, 1, 64, 0.25)
+    torch.manual_seed(99)
+    assert torch.equal(a, sampled_rows(3, 5, 1, 64, 0.25))
+    assert len(a) == 16 and len(set(a.tolist())) == 16
+    others = [sampled_rows(*key, 64, 0.25) for key in ((4, 5, 1), (3, 6, 1), (3, 5, 2))]
+    assert not any(torch.equal(a, o) for o in others)
+    assert sampled_rows(3, 5, 1, 64, 1.0) is None
+    assert inclusion_prob(0.1, 4) == 0.25  # at least one response
+
+
+def test_every_response_is_drawn_with_its_inclusion_probability() -> None:
+    counts = np.zeros(12)
+    for step in range(3000):
+        rows = sampled_rows(0, step, 0, 12, 0.25)
+        assert rows is not None
+        counts[rows.numpy()] += 1
+    # Binomial sd of each frequency is sqrt(p (1-p) / n) = 0.008.
+    assert np.abs(counts / 3000 - inclusion_prob(0.25, 12)).max() < 5 * 0.008
+
+
+def test_sampled_rows_carry_their_own_measurement(tmp_path: Path) -> None:
+    whole, part = Toy(dtype=torch.float64), Toy(dtype=torch.float64)
+    run_loop(whole, adamw(whole), tmp_path / "whole", steps=2)
+    run_loop(part, adamw(part), tmp_path / "part", steps=2, fraction=0.5)
+    keys = ["step", "uid", "pos"]
+    full = load(tmp_path / "whole").tokens().set_index(keys)
+    some = load(tmp_path / "part").tokens().set_index(keys)
+    steps = load(tmp_path / "part").steps()
+    assert (steps["inclusion_prob"] == 0.5).all() and len(some) < len(full)
+    for column in ("dH", "entropy", "grad_logp", "dH_pred_softmax_state", "dH_pred_cov"):
+        np.testing.assert_allclose(some[column], full.loc[some.index][column], rtol=1e-6, atol=1e-9)
+    # Predicted means never depend on what is probed.
+    np.testing.assert_allclose(
+        steps["dH_pred_steer"], load(tmp_path / "whole").steps()["dH_pred_steer"], rtol=1e-12
+    )
+
+
+def test_unprobed_steps_log_entropy_and_predictions_by_quadrant(tmp_path: Path) -> None:
+    model = Toy()
+    run_loop(model, adamw(model), tmp_path / "run", steps=4, every=3)
+    run = load(tmp_path / "run")
+    steps = run.steps()
+    assert steps["probed"].tolist() == [True, False, False, True]
+    assert sorted(set(run.tokens()["step"])) == [0, 3]
+    assert steps["dH_train"].isna().tolist() == [False, True, True, False]
+    for name in ("entropy_token_mean", "dH_pred_softmax", "dH_pred_cov", "share_pos_likely"):
+        assert steps[name].notna().all()
+    shares = steps[[c for c in steps if c.startswith("share_")]].sum(axis=1)
+    np.testing.assert_allclose(shares, 1.0, atol=1e-12)
+    assert run.metrics()["entropy_seq_mean"].notna().all()
+
+
+def test_the_scorer_remembers_until_the_step_and_no_longer() -> None:
+    model = Toy()
+    calls = []
+    score = score_of(model)
+
+    def counted(rows):
+        calls.append(rows)
+        return score(rows)
+
+    optimizer = adamw(model)
+    scorer = Scorer(model, counted, optimizer)
+    rows, _ = batches(model, 1, 16)[0]
+    first = scorer.measure(rows)
+    assert scorer.measure(rows) is first and len(calls) == 1
+    score(rows).logp.sum().backward()
+    optimizer.step()
+    assert not torch.equal(scorer.measure(rows).entropy, first.entropy) and len(calls) == 2
+    scorer.close()
+
+
+def test_dropout_is_found_by_module_and_by_attribute() -> None:
+    model = Toy(dropout=0.1).train()
+    assert active_dropout(model) == [model.drop]
+    assert active_dropout(model.eval()) == []
+    model.train().drop.p = 0.0
+    assert active_dropout(model) == []
+    model.mix.attention_dropout = 0.2
+    assert active_dropout(model) == [model.mix]
+
+
+def test_take_rows_reaches_into_containers() -> None:
+    rows, batch = batches(Toy(), 1, 16)[0]
+    index = torch.tensor([3, 1])
+    assert torch.equal(take_rows(rows, index).ids, rows.ids[index])
+    nested = take_rows({"a": (rows.ids, "text"), "b": [batch.mask]}, index)
+    assert torch.equal(nested["a"][0], rows.ids[index]) and nested["a"][1] == "text"
+    assert torch.equal(nested["b"][0], batch.mask[index])
