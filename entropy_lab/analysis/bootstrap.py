@@ -1,0 +1,104 @@
+"""The two-stage bootstrap: resample steps, then the prompt groups inside each drawn step.
+
+Drawing groups anew for every drawn copy of a step is done from a pool: each step gets
+`pool` resamples of its groups once, and every copy takes one of them at random.
+Resampling both levels counts the within-step noise twice, so an interval over many steps is
+rather too wide than too narrow. dH has heavy tails: a resample that misses the few largest rows
+correlates better, so resampled correlations are recentred on the value they belong to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+Array = NDArray[np.float64]
+
+LEVEL = 0.95
+UNIT = "two-stage bootstrap: steps, then prompt groups"
+_POOL_CELLS = 4_000_000  # steps x resamples x groups; bounds memory on long logs
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which resamples make up each replicate.
+
+    counts (S, R, G): how often group g is in resample r of step s. chosen (B, S): flat indices
+    s * R + r of the S draws of each replicate.
+    """
+
+    counts: Array
+    chosen: NDArray[np.int64]
+
+    def pool(self, sums: Array) -> Array:
+        """Group sums (S, G, ...) to resampled step sums (S, R, ...)."""
+        steps, groups = sums.shape[:2]
+        flat = np.matmul(self.counts, sums.reshape(steps, groups, -1))
+        return flat.reshape(*self.counts.shape[:2], *sums.shape[2:])
+
+    def totals(self, pool: Array) -> Array:
+        """Sums of each replicate's draws: (S, R, ...) to (B, ...)."""
+        flat = pool.reshape(pool.shape[0] * pool.shape[1], -1)
+        replicates, draws = self.chosen.shape
+        ends = np.arange(replicates + 1) * draws
+        picks = csr_array(
+            (np.ones(self.chosen.size), self.chosen.reshape(-1), ends),
+            shape=(replicates, len(flat)),
+        )
+        return (picks @ flat).reshape(replicates, *pool.shape[2:])
+
+    def medians(self, pool: Array, value: Array) -> Array:
+        """Median over each replicate's draws, NaN left out: (S, R), own values (S,) to (B,)."""
+        return nan_median(recentred(pool, value[:, None]).reshape(-1)[self.chosen], axis=1)
+
+
+def draw(groups: NDArray[np.int64], seed: int = 0, replicates: int = 1000) -> Draws:
+    """Resampling plan for steps with `groups` (S,) prompt groups each; equal seeds agree."""
+    rng = np.random.default_rng(seed)
+    steps = len(groups)
+    widest = int(groups.max(initial=1))
+    resamples = int(np.clip(_POOL_CELLS // max(1, steps * widest), 20, 200))
+    counts = np.zeros((steps, resamples, widest))
+    for step, size in enumerate(groups):
+        if size:
+            counts[step, :, :size] = rng.multinomial(size, np.full(size, 1 / size), resamples)
+    drawn = rng.integers(0, steps, (replicates, steps))
+    return Draws(counts, drawn * resamples + rng.integers(0, resamples, drawn.shape))
+
+
+def recentred(resampled: Array, value: Array | float) -> Array:
+    """Resamples (..., R) of correlations moved so that their mean is `value` (..., 1)."""
+    known = np.isfinite(resampled)
+    total = np.where(known, resampled, 0.0).sum(axis=-1, keepdims=True)
+    mean = total / np.maximum(known.sum(axis=-1, keepdims=True), 1)
+    return np.clip(resampled + (value - mean), -1.0, 1.0)
+
+
+def interval(replicates: Array) -> tuple[float, float]:
+    """Percentile interval at LEVEL; NaN where no replicate has a value or all are equal."""
+    finite = replicates[np.isfinite(replicates)]
+    if len(finite) == 0 or np.ptp(finite) == 0:
+        return float("nan"), float("nan")
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(finite, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def nan_median(values: Array, axis: int) -> Array:
+    """Median without NaN entries; NaN (and no warning) where nothing is left."""
+    if not np.isnan(values).any():
+        return np.median(values, axis=axis) if values.shape[axis] else _no_median(values, axis)
+    ordered = np.sort(values, axis=axis)  # NaN sorts last
+    count = np.sum(~np.isnan(values), axis=axis, keepdims=True)
+    low = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0), axis)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, values.shape[axis] - 1), axis)
+    return np.squeeze((low + high) / 2, axis)
+
+
+def _no_median(values: Array, axis: int) -> Array:
+    shape = list(values.shape)
+    del shape[axis]
+    return np.full(shape, np.nan)

@@ -1,0 +1,100 @@
+"""What to know before trusting an analysis: the table warnings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from entropy_lab.analysis.scan import Scan
+from entropy_lab.analysis.tables import FIRST_STEP
+from entropy_lab.record import Run
+
+AUDIT_LIMIT = 1e-3  # above it, part of the gradient does not pass through logp and entropy
+FEW_STEPS = 10
+
+
+def caveats(run: Run, steps: pd.DataFrame, found: Scan | None, has_groups: bool) -> list[dict]:
+    """Rows of the table `warnings`, the gravest first, without the run's name."""
+    rows = _files(run) + _measurement(steps)
+    if found is None:
+        rows.append(
+            _warning(
+                "no token rows: only curves were analyzed. Record with probe.enabled = true and "
+                "probe.every at most the number of steps"
+            )
+        )
+        return rows
+    return rows + _coverage(found, has_groups)
+
+
+def _warning(text: str) -> dict:
+    return {"level": "warning", "text": text}
+
+
+def _note(text: str) -> dict:
+    return {"level": "note", "text": text}
+
+
+def _files(run: Run) -> list[dict]:
+    rows = [_warning(f"skipped {path.name}: damaged ({why})") for path, why in run.damaged]
+    dropped = run.info.get("dropped_windows") or 0
+    if dropped:
+        rows.append(
+            _warning(f"{dropped} windows of token rows were dropped while training (slow disk)")
+        )
+    status = run.info.get("status")
+    if status != "finished":
+        rows.append(_note(f"the run is {status!r}: analyzed up to step {run.last_step}"))
+    return rows
+
+
+def _measurement(steps: pd.DataFrame) -> list[dict]:
+    rows = []
+    audit = _largest(steps, "gradient_audit")
+    if audit > AUDIT_LIMIT:
+        rows.append(
+            _warning(
+                f"gradient audit {audit:.1e} is above {AUDIT_LIMIT:.0e}: part of the gradient "
+                "does not pass through logp and entropy (auxiliary loss, full-vocabulary KL, "
+                "shifted mask), so closed forms miss it"
+            )
+        )
+    repeat = _largest(steps, "repeat_max")
+    if repeat > 0:
+        rows.append(
+            _warning(
+                f"measuring twice without a step between differs by up to {repeat:.1e} nats: "
+                "before and after do not run one code path"
+            )
+        )
+    if not np.isfinite(audit):
+        rows.append(_note("no gradient audit was recorded"))
+    return rows
+
+
+def _largest(steps: pd.DataFrame, name: str) -> float:
+    if name not in steps:
+        return float("nan")
+    values = pd.to_numeric(steps[name], errors="coerce").dropna()
+    return float(values.max()) if len(values) else float("nan")
+
+
+def _coverage(found: Scan, has_groups: bool) -> list[dict]:
+    rows = []
+    used = [s for s in found.train.steps if s >= found.first]
+    if found.first < FIRST_STEP:
+        rows.append(
+            _warning(f"no probed step >= {FIRST_STEP}: correlations are of the first steps")
+        )
+    if len(used) < FEW_STEPS:
+        rows.append(_warning(f"only {len(used)} probed steps: intervals are rough"))
+    if not has_groups:
+        rows.append(
+            _note("responses without samples rows: the bootstrap resamples responses, not groups")
+        )
+    if found.dropped:
+        rows.append(_note(f"{found.dropped} token rows could not be scored and were left out"))
+    for name, count in found.absent.items():
+        where = "every step" if count == len(found.train.steps) else f"{count} steps"
+        rows.append(_note(f"dH_pred_{name} is missing in {where}, which are left out for it"))
+    return rows

@@ -1,0 +1,233 @@
+"""From run directories to analysis tables."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entropy_lab.analysis import bootstrap, curves, where
+from entropy_lab.analysis.caveats import caveats
+from entropy_lab.analysis.compare import comparison
+from entropy_lab.analysis.rows import Columns, Groups, needed
+from entropy_lab.analysis.scan import Scan, measure_ranges, scan
+from entropy_lab.analysis.tables import (
+    FIRST_STEP,
+    PREDICTOR_PREFIX,
+    frame,
+    ordered_predictors,
+    records,
+    write_tables,
+)
+from entropy_lab.analysis.validate import validation, validation_steps
+from entropy_lab.analysis.verdict import verdict
+from entropy_lab.errors import RunError
+from entropy_lab.record import Run, open_run
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found and wrote: `tables` lie in `out` as <name>.parquet."""
+
+    runs: list[str]
+    out: Path
+    tables: Tables
+
+    def to_json(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """The object of `analyze --json`; a list of them for several runs. NaN becomes None."""
+        objects = [_json(self.tables, run) for run in self.runs]
+        return objects[0] if len(objects) == 1 else objects
+
+
+def analyze(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Analysis:
+    """Measure how well each prediction did and where the change lives; write the tables.
+
+    One run: tables in RUN/analysis. Several: the tables of all of them and `comparison`, in
+    <their common folder>/comparison, which is left out where `runs/*` names it too. `out`
+    overrides both. Raises RunError for a directory that
+    is not a run, holds no finished step, is damaged beyond reading, or cannot be written.
+    """
+    paths = [p for p in dict.fromkeys(Path(d) for d in run_dirs) if not _is_comparison(p)]
+    if not paths:
+        raise RunError("no run given: name at least one run directory")
+    runs = [open_run(path) for path in paths]
+    names = _names(paths)
+    parts = [_analyze_run(run, name) for run, name in zip(runs, names, strict=True)]
+    tables = {name: _stack([p[name] for p in parts]) for name in parts[0]}
+    if len(parts) > 1:
+        tables["comparison"] = comparison(tables["curves"])
+    target = Path(out) if out is not None else _default_out(paths)
+    write_tables(target, tables)
+    return Analysis(names, target, tables)
+
+
+def _is_comparison(path: Path) -> bool:
+    return (path / "comparison.parquet").exists() and not (path / "run.json").exists()
+
+
+def _stack(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    filled = [p for p in parts if not p.empty]
+    return pd.concat(filled, ignore_index=True) if filled else parts[0]
+
+
+def _default_out(paths: list[Path]) -> Path:
+    if len(paths) == 1:
+        return paths[0] / "analysis"
+    return Path(os.path.commonpath([p.resolve().parent for p in paths])) / "comparison"
+
+
+def _names(paths: list[Path]) -> list[str]:
+    resolved = [p.resolve() for p in paths]
+    short = [p.name for p in resolved]
+    if len(set(short)) == len(short):
+        return short
+    shared = os.path.commonpath(resolved)
+    return [os.path.relpath(p, shared) for p in resolved]
+
+
+def _analyze_run(run: Run, name: str) -> Tables:
+    rows = curves.step_rows(run)
+    config = run.info.get("config") or {}
+    method = str((config.get("method") or {}).get("name") or name)
+    groups = _groups(run)
+    found = _scan(run, rows, groups)
+    unit = bootstrap.UNIT if len(groups.uid) else "two-stage bootstrap: steps, then responses"
+    tables = _token_tables(found, unit)
+    tables["curves"] = curves.curves(rows, method)
+    tables["warnings"] = frame("warnings", caveats(run, rows, found, len(groups.uid) > 0))
+    row = {
+        "path": str(run.path),
+        "method": method,
+        "task": str((config.get("task") or {}).get("name") or ""),
+        "status": str(run.info.get("status")),
+        "unit": unit,
+        **_summary(tables, rows, found),
+    }
+    row["verdict"] = "\n".join(verdict(row, tables["validation"], tables["quadrants"]))
+    tables["summary"] = frame("summary", [row])
+    for data in tables.values():
+        data["run"] = pd.Series(name, index=data.index, dtype="str")
+    return tables
+
+
+def _token_tables(found: Scan | None, unit: str) -> Tables:
+    names = (
+        "validation", "validation_steps", "quadrants", "regions", "density", "density_panels"
+    )  # fmt: skip
+    if found is None:
+        return {name: frame(name, []) for name in names}
+    table = validation(found)
+    quadrants, regions = where.quadrants(found), where.regions(found)
+    for data in (quadrants, regions):
+        data["unit"] = pd.Series(unit, index=data.index, dtype="str")
+    return {
+        "validation": table,
+        "validation_steps": validation_steps(found),
+        "quadrants": quadrants,
+        "regions": regions,
+        "density": where.density(found),
+        "density_panels": where.density_panels(found, table, unit),
+    }
+
+
+def _groups(run: Run) -> Groups:
+    try:
+        have = run.columns("samples")
+    except RunError:  # an importer may have no responses, and a young run none on disk
+        return Groups.of({})
+    wanted = [c for c in ("uid", "group", "inclusion_prob") if c in have]
+    data = run.samples(columns=wanted)
+    return Groups.of({name: data[name].to_numpy() for name in wanted})
+
+
+def _scan(run: Run, steps: pd.DataFrame, groups: Groups) -> Scan | None:
+    if not run.token_files or not run.steps_probed:
+        return None
+    have = run.columns("tokens")
+    forms = [c.removeprefix(PREDICTOR_PREFIX) for c in have if c.startswith(PREDICTOR_PREFIX)]
+    predictors = ordered_predictors(forms)
+    columns = [c for c in needed(predictors) if c in have or c != "state"]
+    first = FIRST_STEP if run.steps_probed[-1] >= FIRST_STEP else 0
+    rows = sum(pq.read_metadata(path).num_rows for path in run.token_files)
+
+    def blocks(names: Sequence[str]) -> Iterator[tuple[int, Columns]]:
+        for step, table in run.iter_steps(names):
+            yield step, {name: _numpy(table[name]) for name in names}
+
+    chances: dict[int, float] = {}
+    if "inclusion_prob" in steps:
+        known = steps[["step", "inclusion_prob"]].dropna()
+        known = known[known["inclusion_prob"].between(0, 1, inclusive="right")]
+        chances = dict(zip(known["step"].astype(int), known["inclusion_prob"], strict=True))
+    ranges = measure_ranges(blocks, predictors, first, rows)
+    return scan(
+        blocks, columns, predictors, groups, lambda s: chances.get(s, 1.0), first, ranges, rows
+    )
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_integer(column.type) and column.null_count:
+        column = column.fill_null(0)
+    return column.to_numpy()
+
+
+def _summary(tables: Tables, rows: pd.DataFrame, found: Scan | None) -> dict[str, Any]:
+    data = tables["curves"]
+    within = records(tables["validation"], scope="within_step", stratum="all")
+    entropy, reward = (curves.edges(data[c]) for c in ("entropy_token_mean", "reward"))
+    audit = pd.to_numeric(rows.get("gradient_audit", pd.Series(dtype=float)), errors="coerce")
+    return {
+        "steps": len(data),
+        "probed_steps": len(found.train.steps) if found else 0,
+        "tokens": found.tokens if found else 0,
+        "unique_states": found.states.value() if found else 0,
+        "entropy_first": entropy[0],
+        "entropy_last": entropy[1],
+        "reward_first": reward[0],
+        "reward_last": reward[1],
+        "dH_train": float(data["dH_train"].mean()),
+        "dH_heldout": float(data["dH_heldout"].mean()),
+        "gradient_audit": float(audit.max()) if audit.notna().any() else float("nan"),
+        "best_predictor": max(within, key=lambda r: r["pcc"])["predictor"] if within else "",
+    }
+
+
+def _json(tables: Tables, run: str) -> dict[str, Any]:
+    (row,) = records(tables["summary"], run=run)
+    overall = records(tables["validation"], run=run, stratum="all")
+    pooled = {r["predictor"]: r["pcc"] for r in overall if r["scope"] == "pooled"}
+    predictors = {}
+    for one in overall:
+        if one["scope"] == "within_step":
+            predictors[one["predictor"]] = {
+                **{k: int(one[k]) for k in ("n", "steps")},
+                **{k: _number(one[k]) for k in ("pcc", "pcc_lo", "pcc_hi")},
+                "pcc_pooled": _number(pooled[one["predictor"]]),
+                **{k: _number(one[k]) for k in ("pcc_trim99", "srcc", "sign", "slope", "mse")},
+            }
+    return {
+        "run": run,
+        "steps": int(row["steps"]),
+        "tokens": int(row["tokens"]),
+        "unique_states": int(row["unique_states"]),
+        "entropy": {"first": _number(row["entropy_first"]), "last": _number(row["entropy_last"])},
+        "predictors": predictors,
+        "floor": None,
+        "ceiling": None,
+        "identity_error": None,
+        "gradient_audit": _number(row["gradient_audit"]),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None

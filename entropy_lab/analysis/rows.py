@@ -1,0 +1,157 @@
+"""Token rows of one step, checked, weighted and split into training and held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entropy_lab.analysis.tables import (
+    ENTROPY_EDGES,
+    HELD_OUT,
+    NOT_SCORABLE,
+    PREDICTOR_PREFIX,
+    PROBABILITY_EDGES,
+    QUADRANTS,
+    entropy_names,
+    probability_names,
+)
+
+Columns = Mapping[str, NDArray]
+
+_P, _H = len(PROBABILITY_EDGES) - 1, len(ENTROPY_EDGES) - 1
+_LOGP_EDGES = np.log(np.array(PROBABILITY_EDGES[1:-1], dtype=np.float32))
+_H_EDGES = np.array(ENTROPY_EDGES[1:-1], dtype=np.float32)
+CODES = len(QUADRANTS) * _P * _H  # every row lies in one quadrant x probability x entropy cell
+CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `validation`
+STRATA = (*CORRELATED, *entropy_names())
+BASE = ("n", "w", "wy", "wyy", "way", "wh")  # w = weight, y = dH, ay = |dH|, h = entropy
+
+
+def _membership() -> NDArray[np.float64]:
+    quadrant, p, h = np.unravel_index(np.arange(CODES), (len(QUADRANTS), _P, _H))
+    columns = [np.ones(CODES, bool)]
+    columns += [quadrant == i for i in range(len(QUADRANTS))]
+    columns += [p == i for i in range(_P)]
+    columns += [h == i for i in range(_H)]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+MEMBER = _membership()  # (CODES, strata)
+HELD_OUT_STRATA = ("heldout",)
+HELD_OUT_MEMBER = np.ones((CODES, 1))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Prompt group and inclusion probability of every response, looked up by uid."""
+
+    uid: NDArray[np.int64]
+    group: NDArray[np.int64]
+    probability: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, samples: Columns) -> Groups:
+        """From the samples' columns uid, group, inclusion_prob; empty columns are fine."""
+        uid = np.asarray(samples.get("uid", np.empty(0)), dtype=np.int64)
+        order = np.argsort(uid, kind="stable")
+        group = np.asarray(samples.get("group", uid), dtype=np.int64)
+        probability = np.asarray(samples.get("inclusion_prob", np.full(len(uid), np.nan)))
+        return cls(uid[order], group[order], probability[order].astype(np.float64))
+
+    def find(self, uid: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Group and probability; a response without a sample is its own group, probability NaN."""
+        if len(self.uid) == 0:
+            return uid, np.full(len(uid), np.nan)
+        at = np.minimum(np.searchsorted(self.uid, uid), len(self.uid) - 1)
+        found = self.uid[at] == uid
+        return np.where(found, self.group[at], uid), np.where(found, self.probability[at], np.nan)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The usable rows (n,) of one step: training rows, or held-out rows.
+
+    y: dH. x: predictor -> predicted dH, finite everywhere (a predictor that is not is absent).
+    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability.
+    """
+
+    step: int
+    y: NDArray[np.float32]
+    x: dict[str, NDArray[np.float32]]
+    code: NDArray[np.int64]
+    entropy: NDArray[np.float32]
+    group: NDArray[np.int64]
+    groups: int
+    weight: NDArray[np.float64]
+    state: NDArray[np.int64] | None
+
+
+def usable(columns: Columns) -> NDArray[np.bool_]:
+    """Rows that can be scored and whose dH is finite."""
+    return ((columns["flags"] & NOT_SCORABLE) == 0) & np.isfinite(columns["dH"])
+
+
+def split(
+    step: int, columns: Columns, groups: Groups, probability: float
+) -> tuple[StepRows, StepRows]:
+    """Training rows and held-out rows of a step; `probability` serves rows without a sample."""
+    good = usable(columns)
+    held_out = (columns["flags"] & HELD_OUT) != 0
+    return tuple(  # type: ignore[return-value]
+        _select(step, columns, good & side, groups, probability) for side in (~held_out, held_out)
+    )
+
+
+def _select(
+    step: int, columns: Columns, keep: NDArray[np.bool_], groups: Groups, probability: float
+) -> StepRows:
+    picked = columns if keep.all() else {name: v[keep] for name, v in columns.items()}
+    group, count, weight = _groups(picked["uid"], groups, probability)
+    forms = {k: v for k, v in picked.items() if k.startswith(PREDICTOR_PREFIX)}
+    return StepRows(
+        step=step,
+        y=picked["dH"],
+        x={
+            name.removeprefix(PREDICTOR_PREFIX): value
+            for name, value in forms.items()
+            if np.isfinite(value.sum(dtype=np.float64))
+        },
+        code=_code(picked),
+        entropy=picked["entropy"],
+        group=group,
+        groups=count,
+        weight=weight,
+        state=picked.get("state"),
+    )
+
+
+def _groups(
+    uid: NDArray[np.int64], groups: Groups, probability: float
+) -> tuple[NDArray[np.int64], int, NDArray[np.float64]]:
+    # Rows of a response stand together, so only the first of each run is looked up.
+    if len(uid) == 0:
+        return np.empty(0, np.int64), 0, np.empty(0)
+    heads = np.flatnonzero(np.concatenate(([True], uid[1:] != uid[:-1])))
+    length = np.diff(np.append(heads, len(uid)))
+    group, found = groups.find(uid[heads])
+    chance = np.where((found > 0) & (found <= 1), found, probability)
+    names, index = np.unique(group, return_inverse=True)
+    return np.repeat(index, length), len(names), np.repeat(1 / chance, length)
+
+
+def _code(columns: Columns) -> NDArray[np.int64]:
+    advantage, logp, entropy = (columns[k] for k in ("advantage", "logp", "entropy"))
+    region = (logp <= -entropy) + 2 * (advantage < 0)
+    region = np.where(advantage == 0, len(QUADRANTS) - 1, region)
+    p = np.searchsorted(_LOGP_EDGES, logp, side="right")
+    h = np.searchsorted(_H_EDGES, entropy, side="right")
+    return (region * _P + p) * _H + h
+
+
+def needed(predictors: Sequence[str]) -> list[str]:
+    """The token columns that the scan reads."""
+    base = ["uid", "state", "flags", "advantage", "logp", "entropy", "dH"]
+    return base + [PREDICTOR_PREFIX + name for name in predictors]

@@ -1,0 +1,295 @@
+"""The analysis tables: their names, columns and meanings; figures and reports read only these.
+
+Every table is one Parquet file in RUN/analysis (or --out) whose fields carry their meaning.
+Entropies and their changes are in nats per token, dH > 0 means that entropy rose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entropy_lab.errors import RunError
+
+PREDICTOR_PREFIX = "dH_pred_"
+# Bits of the token column `flags` and the sign regions, equal to those of types and stats (a
+# test compares them); repeated here because reading a log must not wait for torch.
+HELD_OUT = 32
+NOT_SCORABLE = 128
+QUADRANTS = ("pos_likely", "pos_unlikely", "neg_likely", "neg_unlikely", "zero")
+PROBABILITY_EDGES = (0.0, 0.1, 0.3, 0.7, 0.9, 0.99, 1.0)
+ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.3, 0.7, 1.5, float("inf"))
+FIRST_STEP = 5  # earlier steps are left out of correlations: the optimizer is still warming up
+TRIM = 0.99
+SCOPES = ("within_step", "pooled", "within_group")
+# From the least to the most that a form knows; any other predictor follows by name.
+PREDICTOR_ORDER = ("cov", "steer", "steer_released", "discriminant", "softmax", "softmax_state")
+
+_RUN = {"run": "name of the run directory"}
+_BAND = {"lo": "lower end of the 95 % interval", "hi": "upper end of the 95 % interval"}
+
+TABLES: dict[str, dict[str, str]] = {
+    "summary": _RUN
+    | {
+        "path": "run directory",
+        "method": "method of the run's configuration",
+        "task": "task of the run's configuration",
+        "status": "as run.json has it",
+        "steps": "optimizer steps",
+        "probed_steps": "steps with token rows",
+        "tokens": "training token rows that can be scored, all probed steps",
+        "unique_states": "different states among them",
+        "entropy_first": "mean entropy of the first five steps",
+        "entropy_last": "mean entropy of the last five steps",
+        "reward_first": "mean reward of the first five steps",
+        "reward_last": "mean reward of the last five steps",
+        "dH_train": "mean over steps of dH_train",
+        "dH_heldout": "mean over steps of dH_heldout",
+        "gradient_audit": "largest gradient audit of any step",
+        "best_predictor": "largest within-step PCC",
+        "unit": "what the intervals resample",
+        "verdict": "what happened, one sentence a line",
+    },
+    "warnings": _RUN | {"level": "warning or note", "text": "what to know before trusting this"},
+    "validation": _RUN
+    | {
+        "scope": "within_step: median over steps; pooled: all rows; within_group: median over "
+        "steps of the correlation of deviations from prompt-group means",
+        "stratum": "all, heldout, a quadrant, p[lo,hi) of the token's probability or H[lo,hi)",
+        "predictor": "dH_pred_<predictor>",
+        "n": "token rows",
+        "steps": "steps with a value",
+        "pcc": "Pearson correlation of prediction and dH",
+        "pcc_lo": _BAND["lo"],
+        "pcc_hi": _BAND["hi"],
+        "pcc_trim99": "the same on rows with |dH| up to its 99 % quantile (of the step; of all "
+        "rows for pooled)",
+        "srcc": "Spearman correlation, rows unweighted; pooled: at most 2^20 evenly spaced rows",
+        "sign": "share of equal signs among rows where neither side is zero",
+        "slope": "least-squares factor through the origin of dH on the prediction",
+        "mse": "mean squared error, nats^2",
+        "unique_states": "different states among the rows (strata all and heldout)",
+    },
+    "validation_steps": _RUN
+    | {
+        "step": "optimizer step",
+        "stratum": "all or heldout",
+        "predictor": "dH_pred_<predictor>",
+        "n": "token rows",
+        "pcc": "Pearson correlation in this step",
+        "srcc": "Spearman correlation in this step",
+        "slope": "least-squares factor through the origin",
+        "mean_dH": "mean dH",
+        "mean_predicted": "mean prediction",
+    },
+    "curves": _RUN
+    | {
+        "method": "method of the run",
+        "step": "optimizer step",
+        "rollout": "rollout number",
+        "age": "optimizer steps since the rollout",
+        "reward": "mean reward of the rollout",
+        "reward_smooth": "running mean over nine steps",
+        "entropy_token_mean": "mean over the step's tokens before the step",
+        "entropy_seq_mean": "mean over responses of their token means",
+        "entropy_smooth": "running mean of entropy_token_mean over nine steps",
+        "entropy_fixed": "mean entropy of the fixed probe set",
+        "dH_train": "mean dH of the step's own tokens",
+        "dH_heldout": "mean dH of tokens that are not in the step",
+        "dH_smooth": "running mean of dH_train over nine steps",
+        "clip_high_frac": "share of tokens clipped from above",
+        "clip_low_frac": "share of tokens clipped from below",
+        "touched_share": "share of tokens that the method clipped, selected or reweighted",
+        "grad_norm": "gradient norm before clipping",
+        "lr": "learning rate",
+        "response_length": "mean response length, tokens",
+        "truncated_share": "share of responses that met the length limit",
+        "gradient_audit": "relative part of the gradient outside logp and entropy",
+    },
+    "density": _RUN
+    | {
+        "predictor": "dH_pred_<predictor>",
+        "x": "centre of the bin, predicted dH",
+        "y": "centre of the bin, measured dH",
+        "count": "token rows in the bin (only bins with rows are stored)",
+    },
+    "density_panels": _RUN
+    | {
+        "predictor": "dH_pred_<predictor>",
+        "x_range": "bins cover -x_range..x_range: the 99 % quantile of |prediction|",
+        "y_range": "bins cover -y_range..y_range: the 99 % quantile of |dH|",
+        "bins": "bins along each axis",
+        "n": "token rows",
+        "shown": "token rows inside both ranges",
+        "steps": "steps",
+        "slope": "pooled least-squares factor through the origin",
+        "pcc": "median within-step PCC",
+        "pcc_lo": _BAND["lo"],
+        "pcc_hi": _BAND["hi"],
+        "pcc_pooled": "PCC over all rows",
+        "unit": "what the interval resamples",
+    },
+    "quadrants": _RUN
+    | {
+        "quadrant": "sign of A and of log pi + H",
+        "quantity": "dH, or a predictor",
+        "n": "token rows",
+        "steps": "steps",
+        "share": "share of the tokens",
+        "entropy": "mean entropy of the quadrant's tokens",
+        "mean": "mean over the quadrant's tokens",
+        "mean_lo": _BAND["lo"],
+        "mean_hi": _BAND["hi"],
+        "contribution": "share x mean: adds up to the mean over all tokens",
+        "contribution_lo": _BAND["lo"],
+        "contribution_hi": _BAND["hi"],
+        "unit": "what the intervals resample",
+    },
+    "regions": _RUN
+    | {
+        "axis": "probability of the sampled token, or entropy of its position",
+        "bin": "name of the bin",
+        "lo": "lower edge",
+        "hi": "upper edge",
+        "n": "token rows",
+        "steps": "steps",
+        "share": "share of the tokens",
+        "dH": "mean dH",
+        "dH_lo": _BAND["lo"],
+        "dH_hi": _BAND["hi"],
+        "abs_share": "share of the sum of |dH|",
+        "unit": "what the intervals resample",
+    },
+    "comparison": {
+        "level": "run, or method (mean over its runs)",
+        "name": "run or method",
+        "method": "method",
+        "runs": "number of runs",
+        "steps": "optimizer steps (fewest of the runs)",
+        "metric": "entropy, reward, dH_train, dH_heldout",
+        "first": "mean of the first five steps with a value",
+        "last": "mean of the last five steps with a value",
+        "mean": "mean over the steps",
+        "change": "last - first",
+        "change_lo": "lower end of the 95 % t interval over runs",
+        "change_hi": "upper end of the 95 % t interval over runs",
+    },
+}
+# Further columns may follow where the run has them: dH_pred_<name> step means in curves.
+
+
+def probability_names() -> tuple[str, ...]:
+    """Names of the bins of pi(token), in order; the last one is closed."""
+    return _bin_names("p", PROBABILITY_EDGES)
+
+
+def entropy_names() -> tuple[str, ...]:
+    """Names of the bins of H, nats, in order."""
+    return _bin_names("H", ENTROPY_EDGES)
+
+
+def _bin_names(letter: str, edges: Sequence[float]) -> tuple[str, ...]:
+    pairs = list(zip(edges[:-1], edges[1:], strict=True))
+    last = "]" if np.isfinite(edges[-1]) else ")"
+    return tuple(
+        f"{letter}[{low:g},{high:g}{last if i == len(pairs) - 1 else ')'}"
+        for i, (low, high) in enumerate(pairs)
+    )
+
+
+def ordered_predictors(names: Iterable[str]) -> list[str]:
+    """Predictor names in the order of PREDICTOR_ORDER, unknown ones after them by name."""
+    found = set(names)
+    known = [name for name in PREDICTOR_ORDER if name in found]
+    return known + sorted(found - set(known))
+
+
+def frame(name: str, rows: list[dict] | pd.DataFrame) -> pd.DataFrame:
+    """Rows as the table `name`: its columns in order, missing ones NaN, further ones last."""
+    data = pd.DataFrame(rows)
+    columns = list(TABLES[name])
+    return data.reindex(columns=columns + [c for c in data.columns if c not in columns])
+
+
+Row = dict[str, Any]
+
+
+def records(data: pd.DataFrame, **equal: object) -> list[Row]:
+    """The rows whose columns have the given values, as dicts, in order."""
+    rows: list[Row] = [{str(k): v for k, v in row.items()} for row in data.to_dict("records")]
+    return [row for row in rows if all(row[k] == v for k, v in equal.items())]
+
+
+def write_tables(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write every table as OUT/<name>.parquet, whole files only.
+
+    Raises RunError where OUT cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, data in tables.items():
+            _write(out / f"{name}.parquet", data, TABLES[name])
+    except OSError as error:
+        raise RunError(f"cannot write the analysis to {out}: {error.strerror or error}") from error
+
+
+def _write(path: Path, data: pd.DataFrame, meanings: Mapping[str, str]) -> None:
+    table = pa.Table.from_pandas(data, preserve_index=False)
+    fields = [
+        f.with_metadata({"meaning": meanings.get(f.name, "step mean of that predictor")})
+        for f in table.schema
+    ]
+    temporary = path.with_suffix(".parquet.tmp")
+    pq.write_table(table.cast(pa.schema(fields)), temporary, compression="zstd")
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_tables(folders: Sequence[Path], names: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The named tables of one or more analysis folders, rows of all folders together.
+
+    A folder may be a run directory; its analysis/ is taken then. Raises RunError naming the
+    command that makes a missing table.
+    """
+    homes = [_home(Path(folder)) for folder in folders]
+    return {name: pd.concat([_read(h, name) for h in homes], ignore_index=True) for name in names}
+
+
+def _home(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a directory: give a run or the --out of an analysis")
+    if not (folder / "run.json").exists():
+        return folder
+    if not (folder / "analysis" / "summary.parquet").exists():
+        raise RunError(f"{folder} is not analyzed yet: run `entropy-lab analyze {folder}` first")
+    return folder / "analysis"
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise RunError(
+            f"{folder} has no {path.name}: make it with `entropy-lab analyze RUN_DIR`"
+            + (" of several runs" if name == "comparison" else "")
+        )
+    try:
+        data = pq.read_table(path).to_pandas()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): run `entropy-lab analyze` again"
+        ) from error
+    missing = [column for column in TABLES[name] if column not in data]
+    if missing:
+        raise RunError(
+            f"{path} has no column {missing[0]!r}: another version made it, run "
+            "`entropy-lab analyze` again"
+        )
+    return data

@@ -1,0 +1,189 @@
+"""The command line: train, analyze, plot, list."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entropy_lab import __version__
+from entropy_lab.errors import ConfigError, EntropyLabError
+
+app = typer.Typer(
+    name="entropy-lab",
+    help="What did this update do to the policy's entropy, and which tokens did it?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr, never a traceback.
+
+    Exit codes: 0 done, 1 a run could not be read or written, 2 wrong usage, 130 Ctrl-C.
+    """
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        app(arguments, prog_name="entropy-lab")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except EntropyLabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"entropy-lab {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What did this update do to the policy's entropy, and which tokens did it?"""
+
+
+@app.command(epilog="Example: entropy-lab train --set method.name=steer --out runs/steer")
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="Settings (TOML); without it, the packaged demo.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default runs/<run.name>.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the settings and the size of the run; stop.")
+    ] = False,
+) -> None:
+    """Train with verifiable rewards and measure every step's entropy change."""
+    run_training = _trainer()
+    run_dir = run_training(config, settings or [], out, resume=resume, dry_run=dry_run)
+    if not dry_run:
+        print(f"run: {run_dir}\nnext: entropy-lab analyze {shlex.quote(str(run_dir))}")
+
+
+def _trainer():
+    try:
+        from entropy_lab.train.launch import run_training
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("entropy_lab"):
+            raise
+        raise ConfigError(
+            f"training needs {error.name}: install it with pip install 'entropy-lab[train]'"
+        ) from None
+    return run_training
+
+
+@app.command(epilog="Example: entropy-lab analyze runs/demo")
+def analyze(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; default RUN/analysis, or comparison/ beside the runs."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the numbers as one JSON object.")
+    ] = False,
+) -> None:
+    """Measure how well each prediction did and where entropy changed; several runs: compare."""
+    from entropy_lab import analysis
+    from entropy_lab.report import summary_lines, write_report
+
+    found = analysis.analyze(runs, out)
+    command = ["entropy-lab", "analyze", *map(str, runs)]
+    command += ["--out", str(out)] if out is not None else []
+    report = write_report(found.tables, found.out, shlex.join(command))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        return
+    print("\n".join(summary_lines(found.tables)))
+    print(f"report: {report}")
+
+
+@app.command(epilog="Example: entropy-lab plot quadrants --from runs/demo --out figures")
+def plot(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|all", help="See `entropy-lab list figures`.")
+    ],
+    source: Annotated[
+        list[Path],
+        typer.Option(
+            "--from", metavar="DIR", help="Analyzed run, or --out of analyze; repeatable."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for <name>.pdf and <name>.png.")],
+) -> None:
+    """Draw a figure from analysis tables."""
+    from entropy_lab.plots import PLOTS, draw
+
+    for figure in PLOTS if name == "all" else [name]:
+        for path in draw(figure, source, out):
+            print(path)
+
+
+class Registry(StrEnum):
+    """What `list` can list."""
+
+    METHODS = "methods"
+    PREDICTORS = "predictors"
+    FIGURES = "figures"
+    TASKS = "tasks"
+
+
+@app.command("list", epilog="Example: entropy-lab list methods")
+def list_names(what: Annotated[Registry, typer.Argument(help="Which registry.")]) -> None:
+    """List what can be named in settings and commands."""
+    entries = _entries(what)
+    width = max(len(name) for name in entries)
+    for name, thing in entries.items():
+        print(f"{name:<{width}}  {_first_line(thing)}")
+
+
+def _entries(what: Registry) -> dict[str, object]:
+    if what is Registry.METHODS:
+        from entropy_lab.interventions import INTERVENTIONS
+
+        return dict(INTERVENTIONS)
+    if what is Registry.PREDICTORS:
+        from entropy_lab.predictors import PREDICTORS
+
+        return dict(PREDICTORS)
+    if what is Registry.TASKS:
+        from entropy_lab.train.tasks import TASKS
+
+        return dict(TASKS)
+    from entropy_lab.plots import PLOTS
+
+    return {name: inspect.getmodule(plot.draw) for name, plot in PLOTS.items()}
+
+
+def _first_line(thing: object) -> str:
+    text = inspect.getdoc(thing) or ""
+    return text.partition("\n\n")[0].replace("\n", " ")

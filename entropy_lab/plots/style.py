@@ -1,0 +1,184 @@
+"""One look for all figures: colour-blind safe colours, paper widths, embedded fonts."""
+
+from __future__ import annotations
+
+import textwrap
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+Theme = Literal["light", "dark"]
+
+COLUMN = 3.35  # inches, one column of a two-column paper
+PAGE = 6.95  # inches, both columns
+# Okabe and Ito's colours, which stay apart under every common colour blindness.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"
+)  # fmt: skip
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+# A method keeps its colour (and dash) in every figure, so the order here never changes.
+METHODS = (
+    "grpo", "steer", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "dr_grpo", "rloo",
+    "adaptive_entropy", "entropy_advantage", "fork_tokens", "w_reinforce", "opo", "ce_gppo",
+    "cispo", "unlikeliness",
+)  # fmt: skip
+LOWERS, RAISES = "#0072B2", "#D55E00"  # entropy falls, entropy rises
+_INK = {"light": ("#22262b", "#6b7280", "#ffffff"), "dark": ("#e6e8eb", "#9aa3ad", "#16191d")}
+_DEEP = {
+    "light": ["#ffffff", "#cfe3f2", "#7db6dc", "#2a7bb5", "#0b4a7a", "#062a47"],
+    "dark": ["#16191d", "#12304a", "#155a8a", "#2f8fc7", "#8cc8ea", "#f2f9fd"],
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and the sentence that says what it shows, with n and the unit of resampling."""
+
+    figure: Figure
+    caption: str
+
+
+@contextmanager
+def theme(name: Theme = "light") -> Iterator[None]:
+    """matplotlib settings of one theme, undone afterwards."""
+    ink, faint, paper = _INK[name]
+    settings: Any = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["Arial", "Liberation Sans", "DejaVu Sans"],
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 8,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": faint,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.facecolor": paper,
+        "figure.facecolor": paper,
+        "savefig.facecolor": paper,
+        "text.color": ink,
+        "xtick.color": faint,
+        "ytick.color": faint,
+        "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "grid.color": faint,
+        "grid.alpha": 0.18,
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.5,
+        "legend.frameon": False,
+        "legend.fontsize": 7.5,
+        "pdf.fonttype": 42,  # TrueType inside the PDF: text stays text, as publishers ask
+        "ps.fonttype": 42,
+        "svg.hashsalt": "entropy-lab",  # equal tables give equal files
+        "mathtext.default": "regular",
+        "figure.constrained_layout.use": True,
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def columns_for(panels: int, most: int = 4) -> int:
+    """Columns that leave the fewest gaps in a grid of panels; the more columns the better."""
+    widths = range(min(3, max(1, panels)), min(most, max(1, panels)) + 1)
+    return min(widths, key=lambda c: (-panels % c, -c))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that no window system knows about, so drawing needs no display."""
+    return Figure(figsize=(width, height))
+
+
+def add_caption(drawing: Drawing) -> Bbox:
+    """Write the caption below the figure's edge; returns the box in inches that holds both."""
+    figure = drawing.figure
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(drawing.caption, width=int(24 * width))
+    below = 0.12 + 0.125 * len(lines)
+    figure.text(
+        0.01, -0.06 / height, "\n".join(lines),
+        va="top", fontsize=6.5, linespacing=1.3, color=faint(),
+    )  # fmt: skip
+    return Bbox([[0, -below], [width, height]])
+
+
+def faint() -> str:
+    """Colour of secondary lines and text in the current theme."""
+    return mpl.rcParams["axes.edgecolor"]
+
+
+def ink() -> str:
+    """Colour of text in the current theme."""
+    return mpl.rcParams["text.color"]
+
+
+def density_colours() -> Colormap:
+    """From the paper of the current theme to its strongest blue."""
+    return LinearSegmentedColormap.from_list("density", _DEEP["dark" if _is_dark() else "light"])
+
+
+def colour(name: str) -> str | tuple[float, float, float]:
+    """The same hue in both themes, lighter on dark paper."""
+    if not _is_dark():
+        return name
+    red, green, blue = to_rgb(name)
+    return 1 - 0.7 * (1 - red), 1 - 0.7 * (1 - green), 1 - 0.7 * (1 - blue)
+
+
+def _is_dark() -> bool:
+    return mpl.rcParams["figure.facecolor"] == _INK["dark"][2]
+
+
+def method_style(method: str) -> dict[str, Any]:
+    """Line colour and dash of a method, the same in every figure; unknown names get one too."""
+    known = method in METHODS
+    place = METHODS.index(method) if known else zlib.crc32(method.encode())
+    return {
+        "color": colour(PALETTE[place % len(PALETTE)]),
+        "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
+    }
+
+
+def power_of_ten(largest: float) -> tuple[float, str]:
+    """(scale, text): divide by the scale and write the text, "10⁻³ nats", after the label."""
+    if not (np.isfinite(largest) and largest > 0):
+        return 1.0, "nats"
+    power = int(np.floor(np.log10(largest)))
+    if -2 < power < 3:
+        return 1.0, "nats"
+    return 10.0**power, f"$10^{{{power}}}$ nats"
+
+
+def grid(axes: Axes, axis: Literal["x", "y", "both"] = "y") -> None:
+    """Faint grid lines behind the data."""
+    axes.grid(True, axis=axis)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number for a label: fixed digits, a real minus sign, an en dash where it is missing."""
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def significant(value: float) -> str:
+    """A number for a label with three significant digits, large ones as a power of ten."""
+    if not np.isfinite(value):
+        return "–"
+    digits, _, power = f"{value:.3g}".replace("-", "−").partition("e")
+    return rf"{digits}$\times 10^{{{int(power.replace('−', '-'))}}}$" if power else digits

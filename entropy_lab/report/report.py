@@ -1,0 +1,230 @@
+"""The report of an analysis: one HTML file that needs nothing else, verdict first."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from entropy_lab.analysis.tables import Row, records
+from entropy_lab.errors import RunError
+from entropy_lab.plots import PLOTS, make, svg, write
+from entropy_lab.plots.style import theme
+from entropy_lab.report import html
+from entropy_lab.report.html import Raw
+
+Tables = Mapping[str, pd.DataFrame]
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+HEADINGS = {
+    "entropy_reward": "What happened",
+    "predicted_vs_actual": "Predicted against measured",
+    "quadrants": "Which tokens did it",
+    "regions": "Where the change lives",
+}
+
+
+def write_report(tables: Tables, out: Path, command: str) -> Path:
+    """Draw OUT/figures/*.{pdf,png} and write OUT/report.html; `command` made the tables.
+
+    Raises RunError where OUT cannot be written.
+    """
+    sections = {name: _figure(name, tables, out / "figures") for name in PLOTS}
+    names = list(tables["summary"]["run"])
+    body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
+    body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
+    body += [_validation(tables, name, len(names) > 1) for name in names]
+    body += [sections["quadrants"], sections["regions"]]
+    body += [_strata(tables, name, len(names) > 1) for name in names]
+    body.append(_foot(tables, command))
+    path = out / "report.html"
+    temporary = out / "report.html.tmp"
+    try:
+        title = f"entropy-lab: {', '.join(names)}"
+        temporary.write_text(html.page(title, "".join(body)), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _figure(name: str, tables: Tables, folder: Path) -> str:
+    if any(tables[needed].empty for needed in PLOTS[name].needs):
+        return ""
+    with theme("light"):
+        drawing = make(name, dict(tables))
+        light = svg(drawing)
+        write(name, drawing, folder, ("pdf", "png"))
+    with theme("dark"):
+        dark = svg(make(name, dict(tables)))
+    picture = html.figure(light, dark, drawing.caption, HEADINGS[name])
+    return f"<h2>{html.text(HEADINGS[name])}</h2>{picture}"
+
+
+def _head(tables: Tables, names: list[str]) -> str:
+    rows = records(tables["summary"])
+    first = rows[0]
+    if len(names) > 1:
+        title = f"{len(names)} runs compared"
+        below = ", ".join(f"{r['run']} ({r['method']})" for r in rows)
+    else:
+        title = str(first["run"])
+        parts = [first["method"], first["task"], f"{first['steps']} steps", first["status"]]
+        below = " · ".join(str(p) for p in parts if p)
+    return f'<h1>{html.text(title)}</h1><p class="sub">{html.text(below)}</p>'
+
+
+def _verdicts(tables: Tables) -> str:
+    rows = records(tables["summary"])
+    verdicts = [str(row["verdict"]).splitlines() for row in rows]
+    lines = verdicts[0]
+    if len(rows) > 1:  # what each run did; the rest is in the report of that run alone
+        lines = [f"{r['run']}: {v[0]}" for r, v in zip(rows, verdicts, strict=True)]
+    look = "verdict" if len(rows) == 1 else "verdict all"
+    return f'<section class="{look}">{html.paragraphs(lines)}</section>'
+
+
+def _warnings(tables: Tables) -> str:
+    rows = records(tables["warnings"])
+    if not rows:
+        return ""
+    several = len(tables["summary"]) > 1
+    lines = [
+        Raw(
+            f"<b>{html.text(str(r['level']).capitalize())}.</b> "
+            + html.text(f"{r['run']}: {r['text']}" if several else str(r["text"]))
+        )
+        for r in rows
+    ]
+    return f'<section class="warn">{html.paragraphs(lines)}</section>'
+
+
+def _numbers(tables: Tables) -> str:
+    if len(tables["summary"]) > 1:
+        return ""
+    (row,) = records(tables["summary"])
+    return html.cards(
+        [
+            (
+                "entropy (nats)",
+                f"{_fix(row['entropy_first'])} → {_fix(row['entropy_last'])}",
+            ),
+            ("reward", f"{_fix(row['reward_first'])} → {_fix(row['reward_last'])}"),
+            ("dH, held-out", _short(row["dH_heldout"])),
+            ("dH, own tokens", _short(row["dH_train"])),
+            ("token rows", f"{row['tokens']:,}"),
+            ("unique states", f"{row['unique_states']:,}"),
+            ("gradient audit", _short(row["gradient_audit"])),
+        ]
+    )
+
+
+def _validation(tables: Tables, run: str, several: bool) -> str:
+    rows = records(tables["validation"], run=run, stratum="all")
+    by_scope = {(r["scope"], r["predictor"]): r for r in rows}
+    within = sorted((r for r in rows if r["scope"] == "within_step"), key=lambda r: -r["pcc"])
+    if not within:
+        return ""
+    lines = []
+    for r in within:
+        pooled = by_scope["pooled", r["predictor"]]
+        group = by_scope["within_group", r["predictor"]]
+        lines.append(
+            [
+                r["predictor"],
+                _band(r),
+                _band(pooled),
+                _fix(r["pcc_trim99"]),
+                _fix(group["pcc"]),
+                _fix(r["srcc"]),
+                f"{r['sign']:.0%}",
+                _short(r["slope"]),
+                _short(r["mse"]),
+                f"{r['n']:,}",
+                str(r["steps"]),
+            ]  # fmt: skip
+        )
+    head = ["predictor", "PCC in a step", "pooled", "trimmed", "in a group", "SRCC", "sign",
+            "slope", "MSE", "rows", "steps"]  # fmt: skip
+    unit = records(tables["summary"], run=run)[0]["unit"]
+    note = (
+        "PCC in a step: median over steps ≥ 5. Trimmed: rows with |dH| up to its 99 % quantile of "
+        "the step. In a group: deviations from prompt-group means. Slope: dH per predicted dH, "
+        f"through the origin; 1 would be calibrated. Brackets: 95 % intervals ({unit})."
+    )
+    name = f"<h3>{html.text(run)}</h3>" if several else ""
+    return f'{name}{html.table(head, lines, best=0)}<p class="note">{html.text(note)}</p>'
+
+
+def _strata(tables: Tables, run: str, several: bool) -> str:
+    rows = records(tables["validation"], run=run, scope="within_step")
+    if not rows:
+        return ""
+    predictors = list(dict.fromkeys(r["predictor"] for r in rows))
+    cells: dict[str, dict[str, Row]] = {}
+    for r in rows:
+        cells.setdefault(r["stratum"], {})[r["predictor"]] = r
+    lines = [
+        [stratum, f"{max(r['n'] for r in found.values()):,}"]
+        + [_band(found[p]) if p in found else "–" for p in predictors]
+        for stratum, found in cells.items()
+    ]
+    title = "Correlation within a step by kind of token" + (f": {run}" if several else "")
+    return (
+        f"<details><summary>{html.text(title)}</summary>"
+        f"{html.table(['stratum', 'rows', *predictors], lines)}</details>"
+    )
+
+
+def _comparison(tables: Tables) -> str:
+    if "comparison" not in tables:
+        return ""
+    lines = [
+        [
+            r["level"], r["name"], r["method"], r["metric"], str(r["runs"]), _short(r["first"]),
+            _short(r["last"]),
+            Raw(f"{_short(r['change'])} <small>{_range(r['change_lo'], r['change_hi'])}</small>"),
+        ]
+        for r in records(tables["comparison"])
+    ]  # fmt: skip
+    head = ["level", "name", "method", "metric", "runs", "first", "last", "change"]
+    note = (
+        "First and last: means of five steps. Brackets: 95 % t interval over the runs of a method; "
+        "a single run has none."
+    )
+    return f'{html.table(head, lines, words=4)}<p class="note">{html.text(note)}</p>'
+
+
+def _foot(tables: Tables, command: str) -> str:
+    paths = ", ".join(str(p) for p in tables["summary"]["path"])
+    return (
+        f"<footer><p>Made by <code>{html.text(command)}</code> from {html.text(paths)}. The "
+        "numbers are in the .parquet files beside this report, the figures in figures/. "
+        "dH &gt; 0: entropy rises; nats per token; means weighted by 1 / inclusion "
+        "probability.</p></footer>"
+    )
+
+
+def _band(row: Row) -> Raw:
+    if not math.isfinite(row["pcc_lo"]):
+        return Raw(_fix(row["pcc"]))
+    return Raw(f"{_fix(row['pcc'])} <small>[{_fix(row['pcc_lo'])}, {_fix(row['pcc_hi'])}]</small>")
+
+
+def _range(low: float, high: float) -> str:
+    return f"[{_short(low)}, {_short(high)}]" if math.isfinite(low) else ""
+
+
+def _fix(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    digits, _, power = f"{value:.3g}".partition("e")
+    raised = f"×10{str(int(power)).translate(_RAISED)}" if power else ""
+    return digits.replace("-", "−") + raised

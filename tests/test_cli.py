@@ -1,0 +1,209 @@
+"""The command line: what it prints, its exit codes, and no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from entropy_lab import __version__, cli
+from entropy_lab.errors import ConfigError, RunError
+from synthetic import write_run
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "demo"
+    write_run(path, steps=12)
+    assert cli.run(["analyze", str(path)]) == 0
+    return path
+
+
+def test_analyze_prints_a_summary_and_where_the_report_is(run: Path) -> None:
+    result = RUNNER.invoke(cli.app, ["analyze", str(run)])
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert lines[0].startswith("demo: grpo, 12 steps")
+    assert lines[-1] == f"report: {run / 'analysis' / 'report.html'}"
+    assert len(lines) <= 15
+
+
+def test_analyze_json_is_json_alone(run: Path, tmp_path: Path) -> None:
+    result = RUNNER.invoke(cli.app, ["analyze", str(run), "--json", "--out", str(tmp_path)])
+    data = json.loads(result.output)
+    assert data["run"] == "demo" and set(data["predictors"]) >= {"steer", "softmax_state"}
+    assert (tmp_path / "report.html").exists() and (tmp_path / "validation.parquet").exists()
+
+
+def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_path: Path) -> None:
+    result = RUNNER.invoke(
+        cli.app, ["plot", "quadrants", "--from", str(run), "--out", str(tmp_path / "one")]
+    )
+    assert result.output.split() == [
+        str(tmp_path / "one" / f"quadrants.{ending}") for ending in ("pdf", "png")
+    ]
+    folder = str(run / "analysis")
+    result = RUNNER.invoke(cli.app, ["plot", "all", "--from", folder, "--out", str(tmp_path)])
+    assert result.exit_code == 0
+    assert len(list(tmp_path.glob("*.pdf"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("methods", ["grpo", "steer", "kl_cov"]),
+        ("predictors", ["cov", "softmax_state"]),
+        ("figures", ["predicted_vs_actual", "entropy_reward", "quadrants"]),
+        ("tasks", ["arithmetic", "countdown"]),
+    ],
+)
+def test_list_names_what_it_lists_in_one_line_each(what: str, names: list[str]) -> None:
+    result = RUNNER.invoke(cli.app, ["list", what])
+    assert result.exit_code == 0
+    words = {line.split()[0]: line for line in result.output.splitlines()}
+    for name in names:
+        assert len(words[name].split()) > 2  # a name and what it is
+
+
+@pytest.mark.parametrize("command", ["train", "analyze", "plot", "list"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = RUNNER.invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: entropy-lab {command}" in " ".join(result.output.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"entropy-lab {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["analyze", "nowhere"], 1, "error: nowhere does not exist: give the directory of a run"),
+        (["analyze"], 2, "RUN_DIR"),
+        (["analyse"], 2, "analyse"),
+        (["analyze", "x", "--jsn"], 2, "--jsn"),
+        (["plot", "pie", "--from", ".", "--out", "."], 2, "error: unknown figure 'pie'"),
+        (
+            ["plot", "quadrants", "--from", ".", "--out", "."],
+            1,
+            "error: . has no quadrants.parquet",
+        ),
+        (["plot", "quadrants", "--out", "."], 2, "--from"),
+        (["list", "cats"], 2, "methods"),
+        (["train", "missing.toml"], 2, "error: no such settings file: missing.toml"),
+        (["train", "--set", "nonsense"], 2, "error: cannot read the override 'nonsense'"),
+        (["train", "--resume"], 2, "error: --resume needs --out DIR"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(
+    arguments: list[str],
+    code: int,
+    text: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == code
+    output = capsys.readouterr()
+    assert text in output.err
+    assert "Traceback" not in output.err and not output.out
+    if text.startswith("error:"):
+        assert len(output.err.splitlines()) == 1
+
+
+def test_train_passes_its_arguments_on_and_says_what_is_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = {}
+
+    def stand_in(path, overrides, out, *, resume, dry_run):
+        seen.update(path=path, overrides=overrides, out=out, resume=resume, dry_run=dry_run)
+        return tmp_path / "a run"
+
+    monkeypatch.setattr("entropy_lab.train.launch.run_training", stand_in)
+    arguments = ["train", "a.toml", "--set", "run.seed=1", "--set", "train.rollouts=2"]
+    assert cli.run([*arguments, "--out", str(tmp_path / "a run"), "--resume"]) == 0
+    assert seen == {
+        "path": Path("a.toml"), "overrides": ["run.seed=1", "train.rollouts=2"],
+        "out": tmp_path / "a run", "resume": True, "dry_run": False,
+    }  # fmt: skip
+    output = capsys.readouterr().out
+    assert (
+        output == f"run: {tmp_path / 'a run'}\nnext: entropy-lab analyze '{tmp_path / 'a run'}'\n"
+    )
+    assert cli.run(["train", "--dry-run"]) == 0
+    assert seen["dry_run"] is True and seen["path"] is None
+    assert "next:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("bad x"), 2), (RunError("no y"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes_of_errors(
+    error: BaseException,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("entropy_lab.train.launch.run_training", fail)
+    assert cli.run(["train"]) == code
+    assert capsys.readouterr().err == (f"error: {error}\n" if str(error) else "")
+
+
+def test_training_without_its_extra_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "entropy_lab.train.launch", raising=False)
+    missing = ModuleNotFoundError("No module named 'transformers'", name="transformers")
+    real = __import__
+
+    def without(name: str, *rest, **named):
+        if name == "entropy_lab.train.launch":
+            raise missing
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr("builtins.__import__", without)
+    assert cli.run(["train"]) == 2
+    assert "pip install 'entropy-lab[train]'" in capsys.readouterr().err
+
+
+def test_python_dash_m_runs_from_another_folder_without_torch(run: Path, tmp_path: Path) -> None:
+    """Reading a log must not wait for torch, and a mistake leaves no traceback."""
+    root = Path(cli.__file__).parents[1]
+    block = tmp_path / "sitecustomize.py"
+    block.write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n"
+        "            raise ImportError('reading a log must not import torch')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "entropy_lab", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    found = command("analyze", str(run), "--out", str(tmp_path / "out"))
+    assert found.returncode == 0, found.stderr
+    assert "softmax_state" in found.stdout
+    wrong = command("analyze", "nowhere")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: nowhere") and "Traceback" not in wrong.stderr

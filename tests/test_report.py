@@ -1,0 +1,213 @@
+"""The report: one file that loads nothing, escapes what runs say, and states the numbers."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from entropy_lab.analysis import analyze
+from entropy_lab.analysis.verdict import verdict
+from entropy_lab.errors import RunError
+from entropy_lab.report import summary_lines, write_report
+from entropy_lab.report.html import Raw, table
+from synthetic import PLANTED, write_run
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, pd.DataFrame], Path]:
+    path = tmp_path_factory.mktemp("report") / "run & <b>"
+    write_run(path, steps=12, method=EVIL)
+    found = analyze([path])
+    report = write_report(found.tables, found.out, f"entropy-lab analyze {path}")
+    return report.read_text(encoding="utf-8"), found.tables, report
+
+
+class Outline(HTMLParser):
+    """Tags that must be closed, in order, and every attribute that could load something."""
+
+    VOID = {"meta", "img", "source", "br", "!doctype"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [v or "" for k, v in attrs if k in ("src", "srcset", "href", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_well_formed_and_loads_nothing(page) -> None:
+    text, _, _ = page
+    outline = Outline()
+    outline.feed(text)
+    assert outline.open == []
+    assert outline.loads and all(link.startswith("data:image/") for link in outline.loads)
+    assert "script" not in outline.tags and "link" not in outline.tags
+    assert "url(" not in text and "@import" not in text
+    assert not re.search(r"""(src|href|srcset)=["']?https?:""", text)
+    for link in outline.loads:  # the pictures refer to nothing outside either
+        picture = base64.b64decode(link.partition(",")[2]).decode()
+        assert picture.rstrip().endswith("</svg>")
+        assert not re.search(r"""(?:xlink:)?href="(?!#|data:)""", picture)
+
+
+def test_what_a_run_says_is_escaped(page) -> None:
+    text, _, _ = page
+    assert EVIL not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "run &amp; &lt;b&gt;" in text
+
+
+def test_the_verdict_comes_first_and_the_command_last(page) -> None:
+    text, _, _ = page
+    places = [text.index(mark) for mark in ("Entropy collapsed", "<h2>", "<footer>")]
+    assert places == sorted(places)
+    assert "entropy-lab analyze" in text[places[-1] :]
+
+
+def test_every_number_of_the_table_is_shown_with_its_interval(page) -> None:
+    text, tables, _ = page
+    rows = tables["validation"].query("scope == 'within_step' and stratum == 'all'")
+    assert list(rows["predictor"]) == list(PLANTED)
+    for _, r in rows.iterrows():
+        shown = f"{r['pcc']:.2f} <small>[{r['pcc_lo']:.2f}, {r['pcc_hi']:.2f}]</small>"
+        assert shown.replace("-", "−") in text
+
+
+def test_figures_lie_beside_the_report(page) -> None:
+    _, _, report = page
+    names = {p.name for p in (report.parent / "figures").iterdir()}
+    for figure in ("predicted_vs_actual", "entropy_reward", "quadrants", "regions"):
+        assert {f"{figure}.pdf", f"{figure}.png"} <= names
+    assert not list(report.parent.glob("*.tmp"))
+
+
+def test_readers_of_dark_pages_get_dark_figures_and_printers_a_plain_page(page) -> None:
+    text, _, _ = page
+    assert text.count("prefers-color-scheme: dark") == 4
+    assert "@media (prefers-color-scheme:dark)" in text and "@media print" in text
+
+
+def test_warnings_stand_in_the_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", steps=8, audit=5e-3)
+    found = analyze([tmp_path / "run"])
+    text = write_report(found.tables, found.out, "x").read_text()
+    assert "gradient audit 5.0e-03 is above 1e-03" in text
+    assert "only 3 probed steps" in text
+
+
+def test_a_run_without_token_rows_still_gets_a_report(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", steps=8, probed=False)
+    found = analyze([tmp_path / "run"])
+    text = write_report(found.tables, found.out, "x").read_text()
+    assert "What happened" in text and "Which tokens did it" not in text
+    assert any("no token rows" in line for line in summary_lines(found.tables))
+
+
+def test_several_runs_are_one_report_with_a_comparison(tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "two")):
+        write_run(tmp_path / name, steps=8, seed=seed)
+    found = analyze([tmp_path / "one", tmp_path / "two"])
+    text = write_report(found.tables, found.out, "x").read_text()
+    assert "2 runs compared" in text and "t interval over the runs" in text
+    lines = summary_lines(found.tables)
+    assert lines[0].split()[:2] == ["run", "method"]
+    assert [line.split()[0] for line in lines[1:3]] == ["one", "two"]
+    assert not any("one run per method" in line for line in lines)  # both are grpo
+
+
+def test_a_single_run_of_each_method_is_said_to_prove_nothing(tmp_path: Path) -> None:
+    for method in ("grpo", "steer"):
+        write_run(tmp_path / method, steps=8, method=method)
+    lines = summary_lines(analyze([tmp_path / "grpo", tmp_path / "steer"]).tables)
+    assert any("one run per method: differences have no interval" in line for line in lines)
+
+
+def test_the_terminal_summary_is_about_ten_lines_with_the_best_first(page) -> None:
+    _, tables, _ = page
+    lines = summary_lines(tables)
+    assert 8 <= len(lines) <= 14
+    names = [line.split()[0] for line in lines]
+    assert names.index("softmax_state") < names.index("steer") < names.index("cov")
+    row = tables["validation"].query(
+        "scope == 'within_step' and stratum == 'all' and predictor == 'cov'"
+    )
+    (line,) = (x for x in lines if x.startswith("cov "))
+    assert f"{row['pcc'].item():.2f} [{row['pcc_lo'].item():.2f}" in line
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "word"),
+    [(0.5, 0.2, "collapsed"), (0.5, 0.4, "fell"), (0.5, 0.51, "held"), (0.5, 0.7, "rose")],
+)
+def test_the_verdict_names_what_entropy_did(first: float, last: float, word: str) -> None:
+    nan = float("nan")
+    summary = {"entropy_first": first, "entropy_last": last, "steps": 9,
+               "reward_first": nan, "reward_last": nan}  # fmt: skip
+    (line,) = verdict(summary, pd.DataFrame(), pd.DataFrame())
+    assert line.startswith(f"Entropy {word}: {first:.3f} to {last:.3f} nats")
+    assert "reward" not in line
+
+
+@pytest.mark.parametrize(
+    ("low", "slope", "expected"),
+    [
+        (0.95, 1.1, "Close to exact"),
+        (0.75, 1.0, "Good"),
+        (0.45, 40.0, "real changes are 40 times"),
+        (0.25, -3.0, "of the opposite sign"),
+        (0.05, 1.0, "Hardly any use"),
+        (-0.05, 1.0, "Not distinguishable from no relation"),
+    ],
+)
+def test_trust_follows_the_lower_end_of_the_interval(
+    low: float, slope: float, expected: str
+) -> None:
+    validation = pd.DataFrame(
+        [{"stratum": "all", "scope": "within_step", "predictor": "p", "pcc": low + 0.02,
+          "pcc_lo": low, "pcc_hi": low + 0.04, "slope": slope}]
+    )  # fmt: skip
+    nan = float("nan")
+    summary = {"entropy_first": nan, "entropy_last": nan, "steps": 9}
+    lines = verdict(summary, validation, pd.DataFrame())
+    assert lines[0] == "No entropy was logged in 9 steps."
+    assert any(expected in line for line in lines[1:])
+
+
+def test_a_kind_of_token_is_blamed_only_where_its_interval_is_clear_of_zero() -> None:
+    nan = float("nan")
+    summary = {"entropy_first": nan, "entropy_last": nan, "steps": 9}
+    row = {"quantity": "dH", "share": 0.3, "contribution_lo": -3e-3, "contribution_hi": -1e-3}
+    other = {**row, "quadrant": "zero", "contribution": 1e-4}
+    sure = pd.DataFrame([{**row, "quadrant": "pos_likely", "contribution": -2e-3}, other])
+    lines = verdict(summary, pd.DataFrame(), sure)
+    assert "What lowers it most: likely tokens pushed up (A > 0), 30% of the tokens" in lines[-1]
+    unsure = sure.assign(contribution_hi=1e-3)
+    assert "No kind of token stands out" in verdict(summary, pd.DataFrame(), unsure)[-1]
+
+
+def test_tables_escape_text_but_not_our_own_html() -> None:
+    text = table(["a<b"], [[EVIL], [Raw("<b>1</b>")]])
+    assert "a&lt;b" in text and EVIL not in text and "<b>1</b>" in text
+
+
+def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", steps=2, probed=False)
+    found = analyze([tmp_path / "run"])
+    (found.out / "report.html").mkdir()
+    with pytest.raises(RunError, match="cannot write .*report.html"):
+        write_report(found.tables, found.out, "x")
