@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 import torch
-from golden import load_golden
 
 from entropy_lab.advantages import group_relative, leave_one_out, length_weighted
+from golden import load_golden
 
 # Four groups with ids in mixed order and of unequal size; group 4's rewards are all equal.
 GROUP = torch.tensor([9, -3, 9, 1 << 40, -3, 9, 1 << 40, -3, 4, 4, 4])

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_steps import PLANS, gradients, random_step, stats_of
 from torch import Tensor
 
 from entropy_lab.loss import policy_loss, token_share
@@ -20,6 +19,7 @@ from entropy_lab.types import (
     TokenPlan,
     TokenStats,
 )
+from loss_steps import PLANS, gradients, random_step, stats_of
 
 NORMALISERS = ("token_mean", "selected_mean", "seq_mean", "constant")
 

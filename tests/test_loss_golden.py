@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import load_golden
-from loss_steps import PLANS, gradients, stats_of
 from torch import Tensor
 
 from entropy_lab.loss import policy_loss
 from entropy_lab.types import CLIPPED_HIGH, CLIPPED_LOW, TokenBatch, TokenPlan, TokenStats
+from golden import load_golden
+from loss_steps import PLANS, gradients, stats_of
 
 
 def golden_step() -> tuple[dict[str, Tensor], TokenStats, TokenBatch]:

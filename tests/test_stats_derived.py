@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import load_golden
 
 from entropy_lab.stats import QUADRANTS, entropy_slopes, quadrant, state_hash, token_stats
+from golden import load_golden
 
 
 def test_slopes_are_the_vocabulary_sums_they_replace():

@@ -56,4 +56,3 @@ def make_method(name: str, **params: Any) -> Method:
     if missing:
         raise ConfigError(f"{name} needs {', '.join(missing)}: it has no published default, set it")
     return method(**params)
-

@@ -50,4 +50,3 @@ def choose(
 def share_count(ratio: float, mask: Tensor) -> int:
     """max(1, floor(ratio N)) of the N tokens with mask."""
     return max(1, int(ratio * int(mask.sum())))
-

@@ -1,0 +1,77 @@
+# Every target installs what it needs into .venv first. PYTHON=python3.12 chooses another Python;
+# ARGS goes to the command: make test ARGS="-k writer", make demo ARGS="--set run.seed=1".
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
+RUNS ?= runs
+DIST ?= dist
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types bench wheel torch install clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.train  ## train the packaged demo (a few minutes on a CPU) and open its analysis
+	@out=$(RUNS)/demo; n=1; \
+	while [ -e "$$out" ]; do n=$$((n + 1)); out=$(RUNS)/demo-$$n; done; \
+	$(BIN)/entropy-lab train --out "$$out" $(ARGS) && $(BIN)/entropy-lab analyze "$$out"
+
+test: $(VENV)/.dev  ## run the tests with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev  ## pyright on entropy_lab/
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.dev  ## run every script of benchmarks/
+	@set -e; for script in benchmarks/[a-z]*.py; do \
+	  name=$$(basename "$$script" .py); \
+	  echo "== benchmarks.$$name"; $(BIN)/python -m "benchmarks.$$name"; \
+	done
+
+wheel: $(VENV)/.dev  ## build dist/*.whl
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .
+
+install: $(VENV)/.dev  ## only install: the package (editable), its extras and the tools
+
+torch: $(VENV)/.torch  ## only make the environment and install torch
+
+clean:  ## remove caches and builds; runs and the environment stay
+	rm -rf dist .coverage .hypothesis .pytest_cache .ruff_cache
+	find entropy_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python on this machine that is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "No Python >= 3.11 found: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+# Without a GPU the CPU build of torch saves gigabytes of CUDA libraries. uv knows where it is
+# published; where uv cannot reach that place, pip takes the build that its own sources offer.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@pinned=$$(grep '^torch==' constraints.txt); \
+	if $(PIP) freeze 2>/dev/null | grep -q "^$$pinned\(+\|$$\)"; then :; else \
+	  echo "Installing $$pinned"; \
+	  { [ "$$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1 && $(PIP) install uv && \
+	    UV_HTTP_RETRIES=0 UV_HTTP_CONNECT_TIMEOUT=10 $(BIN)/python -m uv pip install --quiet \
+	      --python $(BIN)/python --torch-backend=cpu $$pinned -c constraints.txt 2>/dev/null; } || \
+	  $(PIP) install $$pinned -c constraints.txt; \
+	fi
+	@touch $@
+
+$(VENV)/.train: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing entropy-lab[train]"
+	@$(PIP) install -e '.[train]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing entropy-lab[train,dev]"
+	@$(PIP) install -e '.[train,dev]' -c constraints.txt
+	@touch $@ $(VENV)/.train

@@ -1,0 +1,1 @@
+"""Training on verifiable tasks: settings, tasks, the model, rollouts, the loop."""

@@ -1,0 +1,142 @@
+"""Start or continue a run: settings in, run directory out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entropy_lab.errors import ConfigError, RunError
+from entropy_lab.interventions import make_method
+from entropy_lab.record import create_run, open_run, rewind, set_status
+from entropy_lab.train.checkpoint import latest_checkpoint
+from entropy_lab.train.config import Config, config_from_dict, load_config, override
+
+# What may differ when a run goes on: how long, and how often it is saved.
+_RESUMABLE = ("train.rollouts", "train.checkpoint_every", "train.keep_checkpoints")
+
+
+def run_training(
+    path: Path | None,
+    overrides: list[str],
+    out: Path | None,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Train as the settings say; returns the run directory.
+
+    path: a TOML file, None for the packaged demo; overrides: "section.key=value"; out: the run
+    directory, by default runs/<run.name>, numbered where that is taken. resume: continue the run
+    in `out` from its latest checkpoint with its own settings. dry_run: print what would be done.
+    Raises ConfigError for wrong settings, RunError where the directory is in the way or cannot be
+    written, KeyboardInterrupt after Ctrl-C (the run is saved).
+    """
+    if resume:
+        return _resume(path, overrides, out)
+    config = load_config(path, overrides)
+    if dry_run:
+        print(describe(config))
+        return out or _default_out(config)
+    run_dir = create_run(
+        out or _default_out(config),
+        config.to_dict(),
+        seeds={"run": config.run.seed, "model": config.model.seed},
+        extra=_facts(config),
+    )
+    return _train(config, run_dir, None)
+
+
+def _resume(path: Path | None, overrides: list[str], out: Path | None) -> Path:
+    if out is None:
+        raise ConfigError("--resume needs --out DIR, the run directory to continue")
+    if path is not None:
+        raise ConfigError(f"--resume takes its settings from {out / 'run.json'}: leave {path} out")
+    run = open_run(out)
+    settings = run.info["config"]
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if key not in _RESUMABLE:
+            raise ConfigError(
+                f"{key} cannot change when a run is continued; what can: {', '.join(_RESUMABLE)}"
+            )
+        override(settings, text)
+    config = config_from_dict(settings, str(out / "run.json"))
+    checkpoint = latest_checkpoint(out)
+    step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
+    done = step // config.train.minibatches
+    if done >= config.train.rollouts:
+        raise RunError(
+            f"{out} has finished its {config.train.rollouts} rollouts: raise them with "
+            f"--set train.rollouts={2 * config.train.rollouts}"
+        )
+    rewind(out, step - 1)
+    set_status(out, "running", config=config.to_dict())
+    return _train(config, out, checkpoint)
+
+
+def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
+    from entropy_lab.train.loop import train
+    from entropy_lab.train.progress import Progress
+
+    try:
+        with Progress(run_dir, config) as progress:
+            finished = train(config, run_dir, checkpoint, progress)
+    except KeyboardInterrupt:
+        _mark(run_dir, "interrupted")
+        raise
+    except ConfigError:
+        # Nothing was trained: the directory stays free for the corrected settings.
+        if open_run(run_dir).last_step is None:
+            (run_dir / "run.json").unlink()
+        raise
+    except Exception:
+        _mark(run_dir, "failed")
+        raise
+    if not finished:
+        print(f"stopped and saved; continue with: entropy-lab train --resume --out {run_dir}")
+        raise KeyboardInterrupt
+    return run_dir
+
+
+def _mark(run_dir: Path, status: str) -> None:
+    """The run's status after an error, where the directory still takes it."""
+    try:
+        if open_run(run_dir).info["status"] == "running":
+            set_status(run_dir, status)
+    except RunError:
+        pass  # the error under way says why
+
+
+def _default_out(config: Config) -> Path:
+    base = Path("runs") / config.run.name
+    taken = 2
+    path = base
+    while path.exists():
+        path, taken = base.with_name(f"{base.name}-{taken}"), taken + 1
+    return path
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What run.json says beyond the settings: the method with its defaults, and the hardware."""
+    method = make_method(config.method.name, **config.method.params)
+    return {
+        "method": {"name": config.method.name, "source": method.source, **asdict(method)},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": config.run.threads or torch.get_num_threads(),
+    }
+
+
+def describe(config: Config) -> str:
+    """The resolved settings as TOML, and the size of the run."""
+    r, t = config.rollout, config.train
+    responses = r.prompts * r.group_size
+    steps = t.rollouts * t.minibatches
+    return (
+        f"{config.to_toml()}\n"
+        f"# {t.rollouts} rollouts of {responses} responses, {t.minibatches} optimizer steps each: "
+        f"{steps} steps\n"
+        f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens"
+    )

@@ -1,0 +1,68 @@
+"""The scoring pass: what a micro-batch holds and how the model turns it into statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from entropy_lab.probe.scorer import Score
+from entropy_lab.stats import token_stats
+from entropy_lab.train.rollout import Responses
+from entropy_lab.types import TokenBatch, TokenStats
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One micro-batch for the model: prompts left-padded, responses right-padded, joined.
+
+    input_id, seen: (B, P+T); position: (B, P+T) counts real tokens; token_id (B, T): the tokens
+    whose predictions are scored.
+    """
+
+    input_id: Tensor
+    seen: Tensor
+    position: Tensor
+    token_id: Tensor
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Rows that share one forward pass: what the model reads and what the loss reads."""
+
+    inputs: Inputs
+    batch: TokenBatch
+
+    def pair(self) -> tuple[Inputs, TokenBatch]:
+        return self.inputs, self.batch
+
+
+def model_inputs(responses: Responses, rows: slice) -> Inputs:
+    """The scoring layout of some responses; it does not change while they are in use."""
+    token_id, mask = responses.token_id[rows], responses.mask[rows]
+    seen = torch.cat([responses.prompt_mask[rows], mask], dim=1).long()
+    return Inputs(
+        input_id=torch.cat([responses.prompt_id[rows], token_id], dim=1),
+        seen=seen,
+        position=(seen.cumsum(1) - 1).clamp(min=0),
+        token_id=token_id,
+    )
+
+
+def make_score(model: nn.Module, temperature: float) -> Score:
+    """score(inputs) -> TokenStats (B, T) of softmax(logits / temperature) at response tokens."""
+
+    def score(inputs: Inputs) -> TokenStats:
+        steps = inputs.token_id.shape[1]
+        logits = model(
+            input_ids=inputs.input_id,
+            attention_mask=inputs.seen,
+            position_ids=inputs.position,
+            logits_to_keep=steps + 1,
+            use_cache=False,
+        ).logits  # (B, T+1, V)
+        # Position t predicts token t+1: the last row predicts past the end.
+        return token_stats(logits[:, :-1], inputs.token_id, temperature)
+
+    return score

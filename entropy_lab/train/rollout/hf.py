@@ -1,0 +1,110 @@
+"""Rollouts with transformers' `generate`; the prompts of a group are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_lab.train.randomness import seeded
+from entropy_lab.train.rollout.base import Responses
+
+
+@dataclass(frozen=True)
+class HFEngine:
+    """Samples from softmax(logits / temperature) over the whole vocabulary, in this process."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: Any,
+        prompts: list[list[int]],
+        n: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+    ) -> Responses:
+        """n responses to each prompt (token ids); see `RolloutEngine`.
+
+        Ends at any of the model's EOS tokens. Raises ValueError for an empty prompt.
+        """
+        if not all(prompts):
+            raise ValueError("a prompt has no tokens: generation needs at least one")
+        with _sampling(model, max_tokens, temperature) as settings, seeded(seed, model.device):
+            prompt_id, prompt_mask = _left_pad(prompts, settings.pad_token_id, model.device)
+            cache = _read_prompts(model, prompt_id, prompt_mask, n)
+            prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
+            prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
+            full = model.generate(
+                input_ids=prompt_id,
+                attention_mask=prompt_mask.long(),
+                past_key_values=cache,
+                generation_config=settings,
+            )
+        token_id = full[:, prompt_id.shape[1] :]  # (B, T)
+        ends = torch.isin(token_id, torch.tensor(settings.eos_token_id, device=token_id.device))
+        mask = ends.long().cumsum(dim=1) - ends.long() == 0
+        return Responses(prompt_id, prompt_mask, token_id, mask, ~ends.any(dim=1))
+
+
+@contextmanager
+def _sampling(model: Any, max_tokens: int, temperature: float) -> Iterator[Any]:
+    """Plain sampling settings, with the model in eval mode and its own settings set aside."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    eos = own.eos_token_id
+    eos = [eos] if isinstance(eos, int) else list(eos or [])
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_tokens,
+        eos_token_id=eos,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else (eos or [0])[0],
+    )
+    flags = [(module, module.training) for module in model.modules()]
+    # generate() fills unset fields from the model: a shipped repetition penalty or top_k would
+    # sample from another policy than the one that is scored.
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield settings
+    finally:
+        model.generation_config = own
+        for module, training in flags:
+            module.training = training
+
+
+def _left_pad(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    rows = [[pad] * (longest - len(p)) + p for p in prompts]
+    kept = [[False] * (longest - len(p)) + [True] * len(p) for p in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(kept, device=device)
+
+
+def _read_prompts(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int) -> Any:
+    """Keys and values of all prompt tokens but the last, computed once and copied n times.
+
+    None where some prompt has nothing before its last token.
+    """
+    from transformers import DynamicCache
+
+    before = prompt_mask[:, :-1]
+    if not before.any(dim=1).all():
+        return None
+    cache = DynamicCache(config=model.config)
+    model.base_model(
+        input_ids=prompt_id[:, :-1],
+        attention_mask=before.long(),
+        position_ids=(before.long().cumsum(dim=1) - 1).clamp_min(0),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    cache.batch_repeat_interleave(n)
+    return cache

@@ -1,0 +1,40 @@
+"""What every task offers: problems, the reward of a response, and worked traces for the warm-up."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+
+@dataclass(frozen=True)
+class Problem:
+    """prompt is what the model reads; equal problems have equal prompt_id (int64) in every run."""
+
+    prompt: str
+    answer: str
+    prompt_id: int
+
+
+class Task(Protocol):
+    """alphabet: every character of prompts and traces; max_tokens: the longest trace with EOS."""
+
+    name: ClassVar[str]
+
+    @property
+    def alphabet(self) -> str: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def problems(self, n: int, rng: random.Random) -> list[Problem]:
+        """n problems, distinct as long as there are enough of them."""
+        ...
+
+    def reward(self, response: str, problem: Problem) -> float:
+        """1.0 for a right response, else 0.0; any text is allowed."""
+        ...
+
+    def trace(self, problem: Problem, rng: random.Random, corrupt: float = 0.0) -> str:
+        """A worked response; each written step is wrong with probability `corrupt`."""
+        ...
