@@ -13,6 +13,7 @@ from typing import Any, Self
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from entropy_lab.train.config import Config
@@ -82,7 +83,9 @@ class Progress:
     def _show(self, done: int, total: int, text: str, warning: str) -> None:
         if self._live is not None:
             lines: list[Any] = [Text(self.title, style="bold")]
-            lines += [ProgressBar(total=total, completed=done, width=60), Text(text)]
+            bar = Table.grid()  # a bar alone would not end its line
+            bar.add_row(ProgressBar(total=total, completed=done, width=60))
+            lines += [bar, Text(text)]
             if warning:
                 lines.append(Text(warning, style="bold red"))
             self._live.update(Group(*lines))
