@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from entropy_lab.record import load as load
     from entropy_lab.record import open_run as open_run
     from entropy_lab.stats import QUADRANTS as QUADRANTS
+    from entropy_lab.stats import Moments as Moments
     from entropy_lab.stats import entropy_slopes as entropy_slopes
+    from entropy_lab.stats import linear_token_stats as linear_token_stats
     from entropy_lab.stats import quadrant as quadrant
     from entropy_lab.stats import state_hash as state_hash
     from entropy_lab.stats import token_stats as token_stats
@@ -44,7 +46,15 @@ _PUBLIC = {
     "predictors": ("PREDICTORS",),
     "probe": ("Probe",),
     "record": ("Run", "RunWriter", "load", "open_run"),
-    "stats": ("QUADRANTS", "entropy_slopes", "quadrant", "state_hash", "token_stats"),
+    "stats": (
+        "QUADRANTS",
+        "Moments",
+        "entropy_slopes",
+        "linear_token_stats",
+        "quadrant",
+        "state_hash",
+        "token_stats",
+    ),
     "types": ("TokenBatch", "TokenGrad", "TokenPlan", "TokenStats"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
-def group_relative(reward: Tensor, group: Tensor, std: bool = True, eps: float = 1e-6) -> Tensor:
+
+def group_relative(
+    reward: Float[Tensor, " B"], group: Int[Tensor, " B"], std: bool = True, eps: float = 1e-6
+) -> Float[Tensor, " B"]:
     """A = (R - mean) / (std + eps) within each group, std with n - 1 (GRPO, arXiv 2402.03300).
 
     std=False leaves A = R - mean (Dr. GRPO, 2503.20783). Groups whose rewards are all equal get
@@ -23,7 +30,7 @@ def group_relative(reward: Tensor, group: Tensor, std: bool = True, eps: float =
     return centred.masked_fill(_all_equal(value, index, count)[index], 0.0).to(reward.dtype)
 
 
-def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
+def leave_one_out(reward: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """A_i = R_i - mean of the other rewards of the group (RLOO, arXiv 2402.14740).
 
     reward (B,) float, group (B,) int ids in any order; returns (B,) in reward's dtype.
@@ -37,7 +44,9 @@ def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
     return advantage.masked_fill(_all_equal(value, index, count)[index], 0.0).to(reward.dtype)
 
 
-def length_weighted(reward: Tensor, group: Tensor, length: Tensor) -> Tensor:
+def length_weighted(
+    reward: Float[Tensor, " B"], group: Int[Tensor, " B"], length: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """A_i = R_i - sum_j l_j R_j / sum_j l_j over the group (OPO, arXiv 2505.23585).
 
     reward (B,) float, group (B,) int ids in any order, length (B,) tokens of each response;

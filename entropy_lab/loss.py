@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from entropy_lab.types import (
     _Rows,
 )
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
 # |logp - old_logp| beyond which the ratio stays put and passes no gradient; as in verl.
 _MAX_LOG_RATIO = 20.0
 _MAX_LOG_SEQUENCE_RATIO = 10.0
@@ -34,16 +37,16 @@ class TokenShare(_Rows):
     They differ under `selected_mean`, whose bonus stays a mean over all valid tokens.
     """
 
-    policy: Tensor
-    entropy: Tensor
+    policy: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
 
 
 @dataclass(frozen=True)
 class LossOutput:
     """loss: scalar to call backward on; flags (B, T) uint8, bits of types.py, 0 outside mask."""
 
-    loss: Tensor
-    flags: Tensor
+    loss: Float[Tensor, ""]
+    flags: UInt8[Tensor, "B T"]
 
 
 def token_share(batch: TokenBatch, plan: TokenPlan) -> TokenShare:

@@ -11,10 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Int64
+
+    # One number for each token, or one for all of them.
+    PerToken = Float[Tensor, "B T"] | Float[Tensor, ""] | float
 
 Normaliser = Literal["token_mean", "selected_mean", "seq_mean", "constant"]
 RatioLevel = Literal["token", "sequence"]
@@ -42,7 +48,7 @@ class _Rows:
         }
         return replace(self, **changed)  # type: ignore[type-var]
 
-    def rows(self, index: Tensor | slice) -> Self:
+    def rows(self, index: Int[Tensor, " rows"] | Bool[Tensor, " B"] | slice) -> Self:
         """The responses chosen by `index` (B',), in that order; scalars stay as they are."""
         return self.map(lambda x: x[index] if x.ndim else x)
 
@@ -83,17 +89,17 @@ class TokenBatch(_Rows):
     seed: the run's seed (hashed random choices use both).
     """
 
-    token_id: Tensor
-    mask: Tensor
-    advantage: Tensor
-    old_logp: Tensor
-    old_entropy: Tensor | None = None
-    rollout_logp: Tensor | None = None
-    state: Tensor | None = None
-    uid: Tensor | None = None
-    group: Tensor | None = None
-    reward: Tensor | None = None
-    truncated: Tensor | None = None
+    token_id: Int64[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    advantage: Float[Tensor, "B T"]
+    old_logp: Float[Tensor, "B T"]
+    old_entropy: Float[Tensor, "B T"] | None = None
+    rollout_logp: Float[Tensor, "B T"] | None = None
+    state: Int64[Tensor, "B T"] | None = None
+    uid: Int64[Tensor, " B"] | None = None
+    group: Int64[Tensor, " B"] | None = None
+    reward: Float[Tensor, " B"] | None = None
+    truncated: Bool[Tensor, " B"] | None = None
     age: int = 0
     step: int = 0
     seed: int = 0
@@ -121,11 +127,11 @@ class TokenStats(_Rows):
     m2 = sum pi^2 (log pi)^2. `logp` and `entropy` may carry gradients; the moments never do.
     """
 
-    logp: Tensor
-    entropy: Tensor
-    m0: Tensor
-    m1: Tensor
-    m2: Tensor
+    logp: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    m0: Float[Tensor, "B T"]
+    m1: Float[Tensor, "B T"]
+    m2: Float[Tensor, "B T"]
 
     def detach(self) -> TokenStats:
         return self.map(Tensor.detach)
@@ -138,8 +144,8 @@ class TokenGrad(_Rows):
     grad_logp = c = -dL/dlogp, grad_entropy = e = -dL/dentropy, as they reach the gradient clip.
     """
 
-    grad_logp: Tensor
-    grad_entropy: Tensor
+    grad_logp: Float[Tensor, "B T"]
+    grad_entropy: Float[Tensor, "B T"]
 
 
 @dataclass(frozen=True)
@@ -162,19 +168,19 @@ class TokenPlan(_Rows):
     scalars: what the method wants logged for the step.
     """
 
-    weight: Tensor | float = 1.0
-    mask: Tensor | bool = True
-    clip_low: Tensor | float = float("inf")
-    clip_high: Tensor | float = float("inf")
-    beyond_low: Tensor | float = 0.0
-    beyond_high: Tensor | float = 0.0
+    weight: PerToken = 1.0
+    mask: Bool[Tensor, "B T"] | bool = True
+    clip_low: PerToken = float("inf")
+    clip_high: PerToken = float("inf")
+    beyond_low: PerToken = 0.0
+    beyond_high: PerToken = 0.0
     both_sides: bool = False
-    dual_clip: Tensor | float = float("inf")
-    abs_kl_coef: Tensor | float = 0.0
-    entropy_coef: Tensor | float = 0.0
+    dual_clip: PerToken = float("inf")
+    abs_kl_coef: PerToken = 0.0
+    entropy_coef: PerToken = 0.0
     normaliser: Normaliser = "token_mean"
     constant_length: int | None = None
     ratio_level: RatioLevel = "token"
-    selected: Tensor | None = None
-    omega: Tensor | None = None
+    selected: Bool[Tensor, "B T"] | None = None
+    omega: Float[Tensor, "B T"] | None = None
     scalars: dict[str, float] | None = None

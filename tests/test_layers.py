@@ -25,6 +25,7 @@ ACQUAINTED = {("report", "plots"), ("cli", "plots"), ("cli", "report"), ("__main
 PURE = {
     "__future__", "abc", "collections", "dataclasses", "difflib", "enum", "functools", "inspect",
     "itertools", "math", "operator", "torch", "types", "typing",
+    "jaxtyping",  # for the type checker alone: test_import_light refuses it at run time
 }  # fmt: skip
 IMPURE_CALLS = {
     "open", "print", "input", "torch.save", "torch.load", "torch.seed", "torch.manual_seed",

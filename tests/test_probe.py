@@ -33,7 +33,7 @@ def test_zero_learning_rate_with_dropout_active(tmp_path: Path) -> None:
     assert model.drop.training, "the probe must leave the modes as they were"
 
 
-@pytest.mark.parametrize("options", [{}, {"fraction": 0.5}, {"floor_every": 1}])
+@pytest.mark.parametrize("options", [{}, {"fraction": 0.5}, {"floor_every": 1, "deep_every": 1}])
 def test_weights_are_bitwise_those_of_a_run_without_the_probe(tmp_path: Path, options) -> None:
     with_probe, without = Toy(dropout=0.3).train(), Toy(dropout=0.3).train()
     torch.manual_seed(7)
@@ -198,3 +198,13 @@ def test_readme_loop_runs_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(compile(block, "README.md", "exec"), {})  # noqa: S102 - our own text
     tokens = load("runs/mine").tokens()
     assert len(tokens) > 0 and (tokens["dH"] != 0).any()
+
+
+@pytest.mark.parametrize("profile", ["core", "full"])
+def test_a_profile_logs_its_columns_and_no_others(tmp_path: Path, profile: str) -> None:
+    model = Toy()
+    run_loop(model, adamw(model), tmp_path / "run", profile=profile, held_out=True)
+    columns = set(load(tmp_path / "run").tokens())
+    assert {"dH", "dH_pred_cov", "dH_pred_softmax_state", "grad_logp"} <= columns
+    only_full = {"m0", "dlogp", "grad_entropy", "old_entropy", "dH_pred_discriminant"}
+    assert only_full & columns == (only_full if profile == "full" else set())

@@ -115,11 +115,11 @@ def test_on_a_tabular_policy_under_sgd_the_log_shows_softmax_state_exact(tmp_pat
         tokens = torch.randint(9, (40, 1), generator=g)
         advantage = torch.randn(40, 1, generator=g, dtype=torch.float64)
 
-        def score(ids, model=model, tokens=tokens):
-            return token_stats(model(ids), tokens)
+        def score(inputs, model=model):
+            return token_stats(model(inputs[0]), inputs[1])
 
         with torch.no_grad():
-            old = score(states)
+            old = score((states, tokens))
         batch = TokenBatch(
             tokens, torch.ones(40, 1, dtype=torch.bool), advantage, old.logp, state=states
         )
@@ -127,7 +127,7 @@ def test_on_a_tabular_policy_under_sgd_the_log_shows_softmax_state_exact(tmp_pat
         method = make_method("entropy_bonus", beta=0.3)
         with Probe(model, optimizer, tmp_path / f"{lr}", score) as probe:
             plan = method.plan(batch, None)
-            policy_loss(probe.record(states, batch), batch, plan).loss.backward()
+            policy_loss(probe.record((states, tokens), batch), batch, plan).loss.backward()
             optimizer.step()
         rows = load(tmp_path / f"{lr}").tokens()
         actual, predicted = rows["dH"].to_numpy(), rows["dH_pred_softmax_state"].to_numpy()

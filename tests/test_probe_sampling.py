@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from entropy_lab import load
-from entropy_lab.probe.sampling import inclusion_prob, is_floor_step, is_probed, sampled_rows
+from entropy_lab.probe.sampling import inclusion_prob, is_every_nth, is_probed, sampled_rows
 from entropy_lab.probe.scorer import Scorer, active_dropout, take_rows
 from toy import Toy, adamw, batches, run_loop, score_of
 
@@ -16,7 +16,7 @@ from toy import Toy, adamw, batches, run_loop, score_of
 def test_probed_steps_and_rows_are_pure_functions() -> None:
     assert [s for s in range(9) if is_probed(s, 4)] == [0, 4, 8]
     assert not any(is_probed(s, 0) for s in range(5))
-    assert [s for s in range(17) if is_floor_step(s, 4, 2)] == [0, 8, 16]
+    assert [s for s in range(17) if is_every_nth(s, 4, 2)] == [0, 8, 16]
     a = sampled_rows(3, 5, 1, 64, 0.25)
     torch.manual_seed(99)
     assert torch.equal(a, sampled_rows(3, 5, 1, 64, 0.25))

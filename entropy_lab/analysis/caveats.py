@@ -8,6 +8,7 @@ import pandas as pd
 from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.tables import FIRST_STEP
 from entropy_lab.record import Run
+from entropy_lab.record.schema import PATH_PREDICTORS
 
 AUDIT_LIMIT = 1e-3  # above it, part of the gradient does not pass through logp and entropy
 FEW_STEPS = 10
@@ -94,7 +95,17 @@ def _coverage(found: Scan, has_groups: bool) -> list[dict]:
         )
     if found.dropped:
         rows.append(_note(f"{found.dropped} token rows could not be scored and were left out"))
+    deep = {n: c for n, c in found.absent.items() if n in PATH_PREDICTORS}
+    if deep:
+        left = len(found.train.steps) - max(deep.values())
+        rows.append(
+            _note(
+                f"path forms are of the {left} deep steps of {len(found.train.steps)} probed ones"
+            )
+        )
     for name, count in found.absent.items():
+        if name in deep:
+            continue
         where = "every step" if count == len(found.train.steps) else f"{count} steps"
         rows.append(_note(f"dH_pred_{name} is missing in {where}, which are left out for it"))
     return rows

@@ -22,6 +22,7 @@ from entropy_lab.analysis.scan import Scan, measure_ranges, scan
 from entropy_lab.analysis.tables import (
     FIRST_STEP,
     PREDICTOR_PREFIX,
+    TERMS,
     frame,
     ordered_predictors,
     records,
@@ -155,7 +156,7 @@ def _scan(run: Run, steps: pd.DataFrame, groups: Groups) -> Scan | None:
         return None
     have = run.columns("tokens")
     forms = [c.removeprefix(PREDICTOR_PREFIX) for c in have if c.startswith(PREDICTOR_PREFIX)]
-    predictors = ordered_predictors(forms)
+    predictors = ordered_predictors(f for f in forms if f not in TERMS)
     columns = [c for c in needed(predictors) if c in have or c != "state"]
     first = FIRST_STEP if run.steps_probed[-1] >= FIRST_STEP else 0
     rows = sum(pq.read_metadata(path).num_rows for path in run.token_files)

@@ -30,7 +30,11 @@ FIRST_STEP = 5  # earlier steps are left out of correlations: the optimizer is s
 TRIM = 0.99
 SCOPES = ("within_step", "pooled", "within_group")
 # From the least to the most that a form knows; any other predictor follows by name.
-PREDICTOR_ORDER = ("cov", "steer", "steer_released", "discriminant", "softmax", "softmax_state")
+CLOSED_FORMS = ("cov", "steer", "steer_released", "discriminant", "softmax", "softmax_state")
+# One rung per simplification that is dropped; the last ones need a deep step.
+PREDICTOR_ORDER = (*CLOSED_FORMS, "head", "last_block", "jvp_grad", "jvp")
+# Columns dH_pred_* that are terms of a change or a second estimate of one, not predictions.
+TERMS = ("second_order", "slope", "jvp_momentum", "jvp_decay")
 
 _RUN = {"run": "name of the run directory"}
 _BAND = {"lo": "lower end of the 95 % interval", "hi": "upper end of the 95 % interval"}

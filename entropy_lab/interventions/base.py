@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass, fields
 from typing import (
+    TYPE_CHECKING,
     Any,
     ClassVar,
     Literal,
@@ -24,6 +25,9 @@ from entropy_lab.errors import ConfigError
 from entropy_lab.loss import TokenShare, token_share
 from entropy_lab.types import Normaliser, TokenBatch, TokenPlan, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 Scope = Literal["minibatch", "microbatch"]
 _P = TypeVar("_P", TokenPlan, TokenShare)
 
@@ -40,7 +44,7 @@ class Intervention(Protocol):
     @property
     def needs(self) -> frozenset[str]: ...
 
-    def advantages(self, batch: TokenBatch) -> Tensor: ...
+    def advantages(self, batch: TokenBatch) -> Float[Tensor, "B T"]: ...
 
     def plan(self, batch: TokenBatch, stats: TokenStats | None, state: Any = None) -> TokenPlan: ...
 
@@ -73,7 +77,7 @@ class Method:
     def needs(self) -> frozenset[str]:
         return frozenset()
 
-    def advantages(self, batch: TokenBatch) -> Tensor:
+    def advantages(self, batch: TokenBatch) -> Float[Tensor, "B T"]:
         """A = (R - mean)/(std + 1e-6) within the group, std with n-1; (B, T), 0 outside the mask.
 
         Raises ValueError where batch.reward or batch.group is None. arXiv 2402.03300.

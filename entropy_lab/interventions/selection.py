@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.stats.state import mix64, signed64
 from entropy_lab.types import TokenBatch
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int64
 
-def token_hash(batch: TokenBatch) -> Tensor:
+
+def token_hash(batch: TokenBatch) -> Int64[Tensor, "B T"]:
     """A pseudo-random int64 for every token: a pure function of (seed, step, uid, position).
 
     Returns (B, T); equal for a token in any batch order, micro-batch split or padding, on any
@@ -29,8 +34,11 @@ def token_hash(batch: TokenBatch) -> Tensor:
 
 
 def choose(
-    batch: TokenBatch, candidates: Tensor, count: int, score: Tensor | None = None
-) -> Tensor:
+    batch: TokenBatch,
+    candidates: Bool[Tensor, "B T"],
+    count: int,
+    score: Float[Tensor, "B T"] | None = None,
+) -> Bool[Tensor, "B T"]:
     """The `count` candidates of highest score, ties broken by token_hash; at random without one.
 
     candidates (B, T) bool; score (B, T). Returns (B, T) bool, all candidates where they are fewer
@@ -47,6 +55,6 @@ def choose(
     return selected.view_as(candidates)
 
 
-def share_count(ratio: float, mask: Tensor) -> int:
+def share_count(ratio: float, mask: Bool[Tensor, "B T"]) -> int:
     """max(1, floor(ratio N)) of the N tokens with mask."""
     return max(1, int(ratio * int(mask.sum())))

@@ -19,7 +19,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     """Log-coloured density, the best-slope line through the origin and y = x."""
     panels = tables["density_panels"]
     several = panels["run"].nunique() > 1
-    columns = style.columns_for(panels["predictor"].nunique())
+    columns = style.columns_for(panels["predictor"].nunique(), most=3)
     rows = max(1, math.ceil(len(panels) / columns))
     figure = style.new_figure(style.PAGE, rows * (0.75 + 0.8 * style.PAGE / max(columns, 2)))
     grid = figure.subplots(rows, columns, squeeze=False, sharey="row")
@@ -82,10 +82,12 @@ def _caption(panels: pd.DataFrame) -> str:
     if panels.empty:
         return "No predictions were recorded."
     first = panels.iloc[0]
-    share = panels["shown"].min() / panels["n"].max()
+    share = (panels["shown"] / panels["n"]).min()
+    fewer = panels[panels["n"] < panels["n"].max()]
+    some = f" ({fewer['n'].max():,} of {fewer['steps'].max()} for path forms)" if len(fewer) else ""
     return (
         f"Predicted against measured entropy change of each token: n = {panels['n'].max():,} "
-        f"token rows of {first['steps']} steps; at least {share:.1%} lie inside the panels. "
+        f"token rows of {panels['steps'].max()} steps{some}; at least {share:.1%} lie inside the panels. "
         "Orange: best slope through the origin (all rows); dashed: y = x; both axes have their "
         f"own scale. PCC: median within-step correlation, 95 % interval ({first['unit']})."
     )

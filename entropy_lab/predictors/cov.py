@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.types import TokenBatch, TokenGrad, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, UInt8
 
-def score_cov(advantage: Tensor, logp: Tensor, mask: Tensor) -> Tensor:
+
+def score_cov(
+    advantage: Float[Tensor, "B T"], logp: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
     """Each token's share of Cov(A, logp): (A - mean A) * (logp - mean logp).
 
     advantage, logp (B, T); mask (B, T) bool; means over the tokens with mask; the result is
@@ -19,7 +26,13 @@ def score_cov(advantage: Tensor, logp: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, score, 0.0).to(logp.dtype)
 
 
-def cov(batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float) -> Tensor:
+def cov(
+    batch: TokenBatch,
+    stats: TokenStats,
+    grad: TokenGrad,
+    flags: UInt8[Tensor, "B T"],
+    lr: float,
+) -> Float[Tensor, "B T"]:
     """Entropy change by the covariance theorem: dH = -lr (A - mean A)(logp - mean logp) / N.
 
     Means over the step's N valid tokens; assumes one softmax per state, the natural policy

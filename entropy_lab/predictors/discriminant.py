@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.stats import entropy_slopes
 from entropy_lab.types import TokenBatch, TokenGrad, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
 
 def discriminant(
-    batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float
-) -> Tensor:
+    batch: TokenBatch,
+    stats: TokenStats,
+    grad: TokenGrad,
+    flags: UInt8[Tensor, "B T"],
+    lr: float,
+) -> Float[Tensor, "B T"]:
     """Entropy change if only the sampled logit moved by lr c: dH = -lr c S_a.
 
     S_a = pi_a (log pi_a + H) and c = grad.grad_logp. Assumes independent softmax logits at every

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.stats import entropy_slopes
 from entropy_lab.types import TokenBatch, TokenGrad, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
 
 def softmax(
-    batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float
-) -> Tensor:
+    batch: TokenBatch,
+    stats: TokenStats,
+    grad: TokenGrad,
+    flags: UInt8[Tensor, "B T"],
+    lr: float,
+) -> Float[Tensor, "B T"]:
     """Entropy change of a free softmax row under SGD: dH = lr (-c (S_a - E[S]) + e sum S^2).
 
     c = grad.grad_logp, e = grad.grad_entropy. Exact to first order for independent logits at every

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.predictors.softmax import softmax
 from entropy_lab.types import TokenBatch, TokenGrad, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
 
 def softmax_state(
-    batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float
-) -> Tensor:
+    batch: TokenBatch,
+    stats: TokenStats,
+    grad: TokenGrad,
+    flags: UInt8[Tensor, "B T"],
+    lr: float,
+) -> Float[Tensor, "B T"]:
     """Entropy change of a tabular policy under SGD: `softmax` summed over rows of equal state.
 
     Exact to first order for one softmax per state. Returns (B, T) nats, 0 outside the mask; every

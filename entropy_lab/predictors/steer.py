@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.stats import entropy_slopes
 from entropy_lab.types import CLIPPED_HIGH, CLIPPED_LOW, TokenBatch, TokenGrad, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, UInt8
 
-def steer_omega(batch: TokenBatch, stats: TokenStats, clipped: Tensor) -> Tensor:
+
+def steer_omega(
+    batch: TokenBatch, stats: TokenStats, clipped: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
     """STEER's signed score: Omega = -I_clip r A pi (1 - pi)(log pi + H); it has the sign of dH.
 
     clipped (B, T) bool, true where the ratio clip stops the token's gradient (I_clip = 0).
@@ -23,8 +30,12 @@ def steer_omega(batch: TokenBatch, stats: TokenStats, clipped: Tensor) -> Tensor
 
 
 def steer(
-    batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float
-) -> Tensor:
+    batch: TokenBatch,
+    stats: TokenStats,
+    grad: TokenGrad,
+    flags: UInt8[Tensor, "B T"],
+    lr: float,
+) -> Float[Tensor, "B T"]:
     """Entropy change by STEER's theorem: dH = -lr I_clip r A pi (1 - pi)(log pi + H) / N.
 
     I_clip comes from flags (B, T) uint8, N is the step's number of valid tokens. Assumes a tabular

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.types import TokenBatch, TokenGrad, TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
 
-def steer_released_omega(batch: TokenBatch, stats: TokenStats) -> Tensor:
+
+def steer_released_omega(batch: TokenBatch, stats: TokenStats) -> Float[Tensor, "B T"]:
     """The released signed score: Omega = -(A / pi_old) pi (1 - pi)(log pi + H_old).
 
     pi is the current probability and H_old the entropy of the policy that generated. Returns
@@ -28,8 +33,12 @@ def steer_released_omega(batch: TokenBatch, stats: TokenStats) -> Tensor:
 
 
 def steer_released(
-    batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float
-) -> Tensor:
+    batch: TokenBatch,
+    stats: TokenStats,
+    grad: TokenGrad,
+    flags: UInt8[Tensor, "B T"],
+    lr: float,
+) -> Float[Tensor, "B T"]:
     """Entropy change by STEER's code: dH = -lr (A / pi_old) pi (1 - pi)(log pi + H_old) / N.
 
     It differs from the theorem: no I_clip, one factor pi less, and a stale entropy. N is the

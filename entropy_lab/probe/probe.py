@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from entropy_lab.errors import RunError
 from entropy_lab.predictors import PREDICTORS
 from entropy_lab.probe import rows as to_rows
+from entropy_lab.probe.deep import begin, finish
+from entropy_lab.probe.path import Path as ParameterPath
 from entropy_lab.probe.predict import predict_window
 from entropy_lab.probe.sampling import inclusion_prob
 from entropy_lab.probe.scorer import Score, Scorer
@@ -26,8 +28,10 @@ from entropy_lab.probe.step import (
     run_checks,
     write_token_rows,
 )
+from entropy_lab.probe.update import check_supported
 from entropy_lab.probe.window import MicroRecord, Window
 from entropy_lab.record import RunWriter, create_run
+from entropy_lab.record.schema import CORE_PREDICTORS
 from entropy_lab.types import TokenBatch, TokenStats
 
 
@@ -44,9 +48,15 @@ class Probe:
     passes of a step call it on the same objects, without gradients. dH = H(theta') - H(theta)
     in nats for each token; the weights of the run are bitwise those of a run without the probe.
 
+    `inputs` is a tensor or a container of tensors whose first axis is the response, and `score`
+    depends on nothing else but the parameters, so that some responses can be measured alone.
+
     every, fraction: probe each `every`-th step (0: none) on this share of each micro-batch's
-    responses. floor_every: every so many probed steps the gradient audit and the repeat check
-    run. run_dir is created; to continue a run pass `start_step` after `record.rewind`.
+    responses. floor_every: every so many probed steps the gradient audit, the repeat check and
+    the noise floor run. deep_every (0: never): likewise the path forms and the influence, for
+    SGD, Adam and AdamW; jvp: "forward" by forward-mode AD, "slope" by finite differences along
+    the path; entropy_of: the rows whose mean entropy influence refers to. run_dir is created; to
+    continue a run pass `start_step` after `record.rewind`.
     Raises RunError where run_dir holds a run already or cannot be written.
     """
 
@@ -60,6 +70,9 @@ class Probe:
         every: int = 1,
         fraction: float = 1.0,
         floor_every: int = 10,
+        deep_every: int = 0,
+        jvp: Literal["forward", "slope"] = "forward",
+        entropy_of: Literal["train", "held_out", "fixed"] = "train",
         profile: Literal["core", "full"] = "full",
         seed: int = 0,
         temperature: float = 1.0,
@@ -70,10 +83,17 @@ class Probe:
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        if every < 0 or floor_every < 0:
-            raise ValueError(f"every and floor_every must be >= 0, got {every}, {floor_every}")
+        if min(every, floor_every, deep_every) < 0:
+            raise ValueError(
+                "every, floor_every and deep_every must be >= 0, got "
+                f"{every}, {floor_every}, {deep_every}"
+            )
+        if deep_every:
+            check_supported(optimizer)
         self.optimizer = optimizer
-        self.cadence = Cadence(every, fraction, floor_every, seed)
+        self.cadence = Cadence(every, fraction, floor_every, deep_every, seed)
+        self.jvp: Literal["forward", "slope"] = jvp
+        self.entropy_of = entropy_of
         if start_step is None:
             create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
         self.step = start_step or 0
@@ -84,7 +104,8 @@ class Probe:
                 "sampling": f"every={every} fraction={fraction} seed={seed}",
             },
             profile=profile,
-            predictors=tuple(PREDICTORS),
+            predictors=CORE_PREDICTORS if profile == "core" else tuple(PREDICTORS),
+            deep=deep_every > 0,
             on_full=on_full,
         )
         self.scorer = Scorer(model, score, optimizer)
@@ -207,14 +228,26 @@ class Probe:
             self._fixed,
             self.loss_forward_is_before,
         )
-        if self.cadence.checks(self.step):
+        deep, checks = self.cadence.deep(self.step), self.cadence.checks(self.step)
+        if checks or (deep and "kappa" not in self._notes):
             run_checks(m, self.window, self.scorer, self._notes.get("kappa"))
+        if deep:
+            rows = {"train": m.train, "held_out": m.held or m.watch, "fixed": m.watch}
+            m.deep = begin(self.scorer, self.optimizer, rows[self.entropy_of] or m.train)
+        if checks:
+            m.start = m.deep.path if m.deep else ParameterPath.begin(self.scorer.model)
 
     def _after_step(self) -> None:
         m = self._measurement
         if m is None:
             return
         m.measure_after(self.scorer)
+        m.measure_floor(self.scorer)
+        if m.deep is not None:
+            kappa = float(self._notes.get("kappa", m.checks.get("kappa", 1.0)))
+            m.result = finish(
+                m.deep, self.scorer, self.optimizer, self.window, m.train, kappa, self.jvp
+            )
         predicted = predict_window(self.window, m.lr)
         write_token_rows(m, self.window, predicted, self.writer)
         if self.write_samples:

@@ -31,8 +31,12 @@ def token_columns(
     weight: Tensor,
     flags: Tensor,
     predicted: Mapping[str, Tensor],
+    deep: Mapping[str, Tensor] | None = None,
 ) -> Columns:
-    """One row per valid token of a probed micro-batch; every argument holds its rows (B', T)."""
+    """One row per valid token of a probed micro-batch; every argument holds its rows (B', T).
+
+    predicted: closed forms by name; deep: further columns by their full names.
+    """
     batch, before, after = probed.batch, probed.before, probed.after
     assert after is not None and batch.uid is not None
     size, width = batch.mask.shape
@@ -59,6 +63,7 @@ def token_columns(
         "m2": before.m2,
         "grad_entropy": grad.grad_entropy,
         "dlogp": probed.dlogp,
+        **(deep or {}),
     }
     columns = {k: v[batch.mask].cpu().numpy() for k, v in fields.items() if v is not None}
     rows = len(columns["uid"])

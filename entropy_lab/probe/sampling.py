@@ -12,9 +12,9 @@ def is_probed(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def is_floor_step(step: int, every: int, floor_every: int) -> bool:
-    """True on every `floor_every`-th probed step: the checks that cost extra passes run there."""
-    return floor_every > 0 and is_probed(step, every) and step % (every * floor_every) == 0
+def is_every_nth(step: int, every: int, nth: int) -> bool:
+    """True on every `nth`-th probed step, beginning with step 0; never where nth is 0."""
+    return nth > 0 and is_probed(step, every) and step % (every * nth) == 0
 
 
 def sampled_count(fraction: float, size: int) -> int:

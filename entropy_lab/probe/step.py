@@ -12,8 +12,11 @@ from torch import Tensor
 
 from entropy_lab.probe import rows as to_rows
 from entropy_lab.probe.audit import gradient_audit
+from entropy_lab.probe.deep import DeepResult, DeepStart
+from entropy_lab.probe.floor import noise_floor
+from entropy_lab.probe.path import Path
 from entropy_lab.probe.predict import predict_held_out
-from entropy_lab.probe.sampling import is_floor_step, is_probed
+from entropy_lab.probe.sampling import is_every_nth, is_probed
 from entropy_lab.probe.scorer import Scorer, active_dropout
 from entropy_lab.probe.window import Probed, Window, choose, measure_before
 from entropy_lab.record import RunWriter
@@ -30,13 +33,17 @@ class Cadence:
     every: int
     fraction: float
     floor_every: int
+    deep_every: int
     seed: int
 
     def probes(self, step: int) -> bool:
         return is_probed(step, self.every)
 
     def checks(self, step: int) -> bool:
-        return is_floor_step(step, self.every, self.floor_every)
+        return is_every_nth(step, self.every, self.floor_every)
+
+    def deep(self, step: int) -> bool:
+        return is_every_nth(step, self.every, self.deep_every)
 
 
 @dataclass
@@ -49,6 +56,9 @@ class StepMeasurement:
     held: list[Probed] = field(default_factory=list)
     watch: list[Probed] = field(default_factory=list)
     checks: dict[str, float] = field(default_factory=dict)
+    start: Path | None = None
+    deep: DeepStart | None = None
+    result: DeepResult | None = None
     loss_forward_is_before: bool = False
     dropout_off: bool = False
     started: float = field(default_factory=time.perf_counter)
@@ -57,6 +67,13 @@ class StepMeasurement:
         """The second pass, over the very objects of the first."""
         for part in (*self.train, *self.held, *self.watch):
             part.after = scorer.measure(part.inputs)
+
+    def measure_floor(self, scorer: Scorer) -> None:
+        """The noise floor of a floor step, in the first probed micro-batch."""
+        if self.start is None or not self.train:
+            return
+        found = noise_floor(scorer.model, scorer.score, self.start.start, self.train[0])
+        self.checks |= dict(zip(("floor", "bias", "floor_rows"), found, strict=True))
 
     def summary(self, window: Window, predicted: dict[str, Tensor]) -> dict[str, Any]:
         """The step's row of the steps table, but for what only the loop knows."""
@@ -80,7 +97,10 @@ class StepMeasurement:
             "kappa": NAN,
             "repeat_max": NAN,
             "gradient_audit": NAN,
+            "floor": NAN,
+            "bias": NAN,
             **self.checks,
+            **(deep_scalars(self.train, self.result) if self.result else {}),
         }
 
 
@@ -135,6 +155,30 @@ def run_checks(
     measurement.checks = {"repeat_max": repeat, "gradient_audit": audit, "kappa": kappa}
 
 
+def deep_scalars(train: Sequence[Probed], result: DeepResult) -> dict[str, float]:
+    """The accounts of a deep step, and the mean of every path form over its probed tokens."""
+    sums = result.accounts
+    scalars = {
+        "G_dtheta": sums.G_dtheta,
+        "influence_sum": sums.influence_sum,
+        "momentum_term": sums.momentum_term,
+        "decay_term": sums.decay_term,
+        "other_term": sums.other_term,
+        "identity_error": sums.error,
+        **{f"layer_{name}": value for name, value in sums.layers.items()},
+    }
+    for name in result.path[0]:
+        values = torch.cat([c[name][p.batch.mask] for c, p in zip(result.path, train, strict=True)])
+        weight = torch.cat(
+            [
+                torch.full_like(c[name][p.batch.mask], 1 / p.inclusion_prob)
+                for c, p in zip(result.path, train, strict=True)
+            ]
+        )
+        scalars[name] = to_rows.weighted_mean(values, weight)
+    return scalars
+
+
 def write_token_rows(
     measurement: StepMeasurement,
     window: Window,
@@ -142,23 +186,31 @@ def write_token_rows(
     writer: RunWriter,
 ) -> None:
     """The probed rows of the step, then its held-out rows (micro numbers follow on)."""
-    step, first = measurement.step, 0
+
+    def write(columns: to_rows.Columns) -> None:
+        known = set(writer.token_columns)
+        writer.tokens({name: values for name, values in columns.items() if name in known})
+
+    step, first, result = measurement.step, 0, measurement.result
     for index, (part, r) in enumerate(zip(measurement.train, window.records, strict=False)):
         size, width = r.batch.mask.shape
         own = {k: v[first : first + size, :width] for k, v in predicted.items()}
         first += size
         grad, weight, flags = r.grad, r.weight, r.flags
+        influence = result.influence[index] if result else {}
         if part.rows is not None:
             picked = part.rows.to(flags.device)
             grad, weight, flags = grad.rows(picked), weight[picked], flags[picked]
             own = {k: v[picked] for k, v in own.items()}
-        writer.tokens(to_rows.token_columns(step, index, part, grad, weight, flags, own))
+            influence = {k: v[picked] for k, v in influence.items()}
+        deep = {**influence, **(result.path[index] if result else {})}
+        write(to_rows.token_columns(step, index, part, grad, weight, flags, own, deep))
     for index, part in enumerate(measurement.held, start=len(window.records)):
         idle = torch.zeros_like(part.before.logp)
         flags = torch.full_like(part.batch.mask, HELD_OUT, dtype=torch.uint8)
         own = predict_held_out(window, part.batch, part.before, measurement.lr)
         grad = TokenGrad(idle, idle)
-        writer.tokens(to_rows.token_columns(step, index, part, grad, idle + 1, flags, own))
+        write(to_rows.token_columns(step, index, part, grad, idle + 1, flags, own))
 
 
 def _same(a: TokenStats, b: TokenStats) -> bool:

@@ -57,6 +57,22 @@ FULL_FLOATS: dict[str, tuple[str, str]] = {
     "grad_entropy": ("1/nats", "-dL/dentropy"),
     "dlogp": ("nats", "log-probability after the step minus before"),
 }
+# Logged on deep steps only, null elsewhere.
+PATH_PREDICTORS = (
+    "head",
+    "last_block",
+    "jvp",
+    "second_order",
+    "slope",
+    "jvp_grad",
+    "jvp_momentum",
+    "jvp_decay",
+)
+DEEP_FLOATS: dict[str, tuple[str, str]] = {
+    "slope_error": ("nats", "estimated error of dH_pred_slope, the two-point slope"),
+    "influence": ("nats", "what the token's push added to the mean entropy in this step"),
+    "influence_marginal": ("nats", "change of G.delta per unit of the token's weight"),
+}
 SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "step": (pa.int64(), "steps", "first optimizer step of the rollout"),
     "rollout": (pa.int64(), "", "rollout number"),
@@ -96,17 +112,22 @@ def token_schema(
     profile: Profile = "core",
     predictors: Sequence[str] | None = None,
     extra: Sequence[str] = (),
+    deep: bool = False,
 ) -> pa.Schema:
     """The schema of tokens/: keys, floats, dH_pred_<name>, then `extra`, in this fixed order.
+
+    deep adds the path forms and the columns of DEEP_FLOATS.
 
     `predictors` None means those of the profile; `extra` are names of further float32 columns.
     """
     names = profile_predictors(profile) if predictors is None else predictors
     fields = [_field(n, t, unit, meaning) for n, (t, unit, meaning) in TOKEN_KEYS.items()]
     floats = CORE_FLOATS | (FULL_FLOATS if profile == "full" else {})
+    floats |= DEEP_FLOATS if deep else {}
     fields += [_field(n, pa.float32(), unit, meaning) for n, (unit, meaning) in floats.items()]
-    for name in names:
-        meaning = f"dH that the closed form {name!r} predicts"
+    for name in (*names, *(PATH_PREDICTORS if deep else ())):
+        kind = "path form" if name in PATH_PREDICTORS else "closed form"
+        meaning = f"dH that the {kind} {name!r} predicts"
         fields.append(_field(f"dH_pred_{name}", pa.float32(), "nats", meaning))
     fields += [_field(n, pa.float32(), "", "extra column") for n in extra]
     schema = pa.schema(fields)
@@ -166,6 +187,8 @@ def where_logged(name: str, known: Iterable[str]) -> str:
         return f"profile '{profile}' logs it (or add {form!r} to the run's predictors)"
     if name in FULL_FLOATS:
         return "profile 'full' logs it"
+    if name in DEEP_FLOATS or form in PATH_PREDICTORS:
+        return "deep steps log it: set probe.deep_every"
     if name in CORE_FLOATS or name in TOKEN_KEYS:
         return "every profile logs it, so this log was not written by entropy-lab"
     return did_you_mean(name, known) or "no profile logs it; the user's own columns are named x_*"

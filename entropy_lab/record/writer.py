@@ -59,6 +59,7 @@ class RunWriter:
         profile: Profile = "core",
         predictors: Sequence[str] | None = None,
         extra: Sequence[str] = (),
+        deep: bool = False,
         rank: int = 0,
         flush_steps: int = 16,
         flush_rows: int = 1 << 20,
@@ -77,7 +78,7 @@ class RunWriter:
         self._rank, self._limits, self._drop = rank, limits, on_full == "drop"
         names = profile_predictors(profile) if predictors is None else predictors
         footer = _footer({"estimators": ",".join(names), **(meta or {})})
-        self._schema = token_schema(profile, predictors, extra).with_metadata(footer)
+        self._schema = token_schema(profile, predictors, extra, deep).with_metadata(footer)
         self._window = Window()
         self._under_way: deque[tuple[int, int]] = deque()  # (last step of a window, its job)
         self._error: RunError | None = None
@@ -95,6 +96,11 @@ class RunWriter:
             make_folder(self.run_dir / "steps")
             self._metrics = MetricsWriter(self.run_dir)
         self._background = BackgroundWriter()
+
+    @property
+    def token_columns(self) -> list[str]:
+        """The columns that `tokens` takes, besides x_*."""
+        return self._schema.names
 
     @property
     def tokens_through(self) -> int | None:

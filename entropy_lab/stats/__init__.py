@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from entropy_lab.stats.derived import QUADRANTS, entropy_slopes, quadrant
+from entropy_lab.stats.linear import linear_token_stats
+from entropy_lab.stats.moments import Moments
 from entropy_lab.stats.reference import token_stats
 from entropy_lab.stats.state import state_hash
 
-__all__ = ["QUADRANTS", "entropy_slopes", "quadrant", "state_hash", "token_stats"]
+__all__ = [
+    "QUADRANTS",
+    "Moments",
+    "entropy_slopes",
+    "linear_token_stats",
+    "quadrant",
+    "state_hash",
+    "token_stats",
+]

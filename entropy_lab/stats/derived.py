@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from entropy_lab.types import TokenStats
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int8
+
 QUADRANTS = ("pos_likely", "pos_unlikely", "neg_likely", "neg_unlikely", "zero")
 
 
-def entropy_slopes(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
+def entropy_slopes(
+    stats: TokenStats,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """S_a, E[S] and sum S^2, where S_v = pi_v (log pi_v + H) = -dH/dz_v (arXiv 2602.03392).
 
     S_a = pi_a (log pi_a + H), E[S] = sum pi S = m1 + H m0, sum S^2 = m2 + 2 H m1 + H^2 m0.
@@ -24,7 +31,9 @@ def entropy_slopes(stats: TokenStats) -> tuple[Tensor, Tensor, Tensor]:
     return surprise, mean_surprise, square.clamp(min=0.0)
 
 
-def quadrant(advantage: Tensor, logp: Tensor, entropy: Tensor) -> Tensor:
+def quadrant(
+    advantage: Float[Tensor, "B T"], logp: Float[Tensor, "B T"], entropy: Float[Tensor, "B T"]
+) -> Int8[Tensor, "B T"]:
     """Index into QUADRANTS of each token, int8, by the signs of A and of logp + H.
 
     0 pos_likely (A > 0, logp > -H) and 3 neg_unlikely lower the entropy to first order, 1

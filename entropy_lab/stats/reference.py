@@ -1,33 +1,30 @@
-"""Token statistics in plain torch, tiled over tokens and vocabulary, with their gradient.
-
-Everything is taken relative to the row's maximum m: with x = z - m and e = exp(x), five sums
-S0 = sum e, S1 = sum e x, T0 = sum e^2, T1 = sum e^2 x, T2 = sum e^2 x^2 give the statistics, with
-entropy = log S0 - S1/S0, two non-negative terms. The usual lse - sum p z subtracts two large
-numbers and loses three digits. (sum e x^2 enters none of the five, so it is not kept.)
-"""
+"""Token statistics in plain torch, tiled over tokens and vocabulary, with their derivatives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from entropy_lab.stats.moments import Moments, accumulation
+from entropy_lab.stats.slopes import _logit_push, _Pull, _refuse_tangent, _Rows
 from entropy_lab.types import TokenStats
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 # torch sums one row of more columns in several threads, in another order than it sums many rows.
 _MAX_VOCAB_TILE = 32768
 # A strided input up to this many elements is cheaper to copy than to walk view by view.
 _COPY_LIMIT = 1 << 22
-# exp is exactly 0 below these, so raising -inf to them changes no sum and avoids 0 * inf.
-_FLOOR = {torch.float32: -110.0, torch.float64: -760.0}
 
 
 def token_stats(
-    logits: Tensor,
-    token_id: Tensor,
+    logits: Float[Tensor, "*batch V"],
+    token_id: Int[Tensor, "*batch"],
     temperature: float = 1.0,
     *,
     token_tile: int = 256,
@@ -38,16 +35,18 @@ def token_stats(
     logp = log pi(token_id), entropy = -sum pi log pi, m_k = sum pi^2 (log pi)^k, in nats.
     logits (..., V) float, token_id (...) int; returns TokenStats of shape (...), float64 for
     float64 logits and float32 for every other dtype. logp and entropy carry gradients (in the
-    logits' dtype), the moments do not. A row's result does not depend on the other rows, nor on
-    whether gradients are enabled. -inf logits are allowed; a row of nothing else gives NaN.
+    logits' dtype) and forward-mode tangents, the moments neither. A row's result does not depend
+    on the other rows, nor on whether gradients are enabled. -inf logits are allowed; a row of
+    nothing else gives NaN.
     token_tile, vocab_tile: rows and columns worked on at a time.
     Raises ValueError on shapes that do not fit, a temperature that is not positive and finite,
     or a token id outside [0, V); TypeError on logits that are not floating point or ids that are
     not integers.
     """
-    _check(logits, token_id, temperature, token_tile, vocab_tile)
-    vocab_tile = min(vocab_tile, _MAX_VOCAB_TILE)
+    _check(logits, token_id)
     vocab = logits.shape[-1]
+    _check_choice(token_id, vocab, temperature, token_tile, vocab_tile)
+    vocab_tile = min(vocab_tile, _MAX_VOCAB_TILE)
     # Narrow vocabularies get taller tiles of the same area; only V decides, never the batch.
     rows = max(token_tile, token_tile * vocab_tile // vocab)
     out = _TokenStats.apply(logits, token_id, float(temperature), rows, vocab_tile)
@@ -55,18 +54,21 @@ def token_stats(
     return TokenStats(logp=logp, entropy=entropy, m0=m0, m1=m1, m2=m2)
 
 
-def _check(
-    logits: Tensor, token_id: Tensor, temperature: float, token_tile: int, vocab_tile: int
-) -> None:
+def _check(logits: Tensor, token_id: Tensor) -> None:
     if not logits.is_floating_point():
         raise TypeError(f"logits must be floating point, got {logits.dtype}: pass logits.float()")
-    if token_id.is_floating_point() or token_id.dtype == torch.bool:
-        raise TypeError(f"token_id must be integers, got {token_id.dtype}: pass token_id.long()")
     if logits.ndim == 0 or logits.shape[-1] == 0 or logits.shape[:-1] != token_id.shape:
         raise ValueError(
             f"logits have shape {tuple(logits.shape)} but token_id has {tuple(token_id.shape)}: "
             "logits must be token_id's shape with a vocabulary axis of at least 1 appended"
         )
+
+
+def _check_choice(
+    token_id: Tensor, vocab: int, temperature: float, token_tile: int, vocab_tile: int
+) -> None:
+    if token_id.is_floating_point() or token_id.dtype == torch.bool:
+        raise TypeError(f"token_id must be integers, got {token_id.dtype}: pass token_id.long()")
     if not 0.0 < temperature < float("inf"):
         raise ValueError(
             f"temperature is {temperature}: pass the sampling temperature, positive and finite "
@@ -78,15 +80,15 @@ def _check(
         )
     if token_id.numel():
         low, high = (int(v) for v in torch.aminmax(token_id))
-        if low < 0 or high >= logits.shape[-1]:
+        if low < 0 or high >= vocab:
             raise ValueError(
-                f"token_id spans [{low}, {high}] but the vocabulary is [0, {logits.shape[-1]}): "
+                f"token_id spans [{low}, {high}] but the vocabulary is [0, {vocab}): "
                 "give padding a valid id such as 0 and leave it out with the mask"
             )
 
 
 class _TokenStats(torch.autograd.Function):
-    """Outputs logp, entropy, m0, m1, m2, row maximum, log S0; gradients for the first two."""
+    """Outputs logp, entropy, m0, m1, m2, row maximum, log S0; the first two have derivatives."""
 
     @staticmethod
     def forward(
@@ -98,9 +100,10 @@ class _TokenStats(torch.autograd.Function):
             for start, tile in _tiles(logits.detach(), rows)
         ]
         if not parts:
-            parts = [logits.new_empty(7, 0, dtype=_accumulate(logits.dtype))]
+            parts = [logits.new_empty(7, 0, dtype=accumulation(logits.dtype))]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return tuple(column.reshape(token_id.shape) for column in out.unbind(0))
+        # Forward mode refuses outputs that are views of one tensor.
+        return tuple(column.reshape(token_id.shape).clone() for column in out.unbind(0))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -109,6 +112,27 @@ class _TokenStats(torch.autograd.Function):
         ctx.mark_non_differentiable(m0, m1, m2, peak, log_sum)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, token_id, entropy, peak, log_sum)
+        ctx.save_for_forward(logits, token_id, entropy, peak, log_sum)
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        logits, token_id, entropy, peak, log_sum = ctx.saved_tensors
+        if tangent is None:
+            return None, None, None, None, None, None, None
+        rows = _Rows.of(token_id, entropy, peak, log_sum)
+        parts = []
+        # torch lays a tangent out like its tensor, so the two have the same tiles.
+        for (start, tile), (_start, moved) in zip(
+            _tiles(logits, ctx.rows), _tiles(tangent, ctx.rows), strict=True
+        ):
+            part = rows[start : start + tile.shape[0]]
+            parts.append(_tile_tangent(tile, moved, part, ctx.temperature, ctx.vocab_tile))
+        if not parts:
+            parts = [entropy.new_empty(2, 0)]
+        d_logp, d_entropy = torch.cat(parts, dim=1).unbind(0)
+        shape = entropy.shape
+        return d_logp.reshape(shape), d_entropy.reshape(shape), None, None, None, None, None
 
     @staticmethod
     @once_differentiable
@@ -116,29 +140,20 @@ class _TokenStats(torch.autograd.Function):
         ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, *_: Any
     ) -> tuple[Tensor | None, ...]:
         logits, token_id, entropy, peak, log_sum = ctx.saved_tensors
+        _refuse_tangent(logits)
         if grad_logp is None and grad_entropy is None:
             return None, None, None, None, None
-        zero = torch.zeros_like(entropy)
-        g_logp = (zero if grad_logp is None else grad_logp).reshape(-1, 1)
-        g_entropy = (zero if grad_entropy is None else grad_entropy).reshape(-1, 1)
-        # An unused row (padding) may hold NaN; its gradient is 0, not 0 * NaN.
-        unused = (g_logp == 0) & (g_entropy == 0)
-        offset = g_logp + (g_entropy * entropy.reshape(-1, 1)).masked_fill(g_entropy == 0, 0.0)
-        columns = [token_id.reshape(-1, 1).long(), g_logp, g_entropy, offset]
-        columns += [peak.reshape(-1, 1), log_sum.reshape(-1, 1)]
+        rows = _Rows.of(token_id, entropy, peak, log_sum)
+        pull = _Pull.of(rows, grad_logp, grad_entropy)
         grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         flat = grad.view(-1, logits.shape[-1])
         for start, tile in _tiles(logits, ctx.rows):
             stop = start + tile.shape[0]
-            part = [column[start:stop] for column in columns]
-            _tile_grad(tile, part, ctx.temperature, ctx.vocab_tile, flat[start:stop])
-        if bool((unused & ~torch.isfinite(log_sum.reshape(-1, 1))).any()):
-            flat.masked_fill_(unused, 0.0)
+            _tile_grad(tile, pull[start:stop], ctx.temperature, ctx.vocab_tile, flat[start:stop])
+        padding = pull.unused_nan()
+        if bool(padding.any()):
+            flat.masked_fill_(padding, 0.0)
         return grad, None, None, None, None
-
-
-def _accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _tiles(logits: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -161,7 +176,7 @@ def _row_views(logits: Tensor) -> list[Tensor]:
 
 
 def _scaled(tile: Tensor, temperature: float) -> Tensor:
-    z = tile.to(_accumulate(tile.dtype))
+    z = tile.to(accumulation(tile.dtype))
     return z if temperature == 1.0 else z / temperature
 
 
@@ -174,74 +189,36 @@ def _tile_stats(
         # Elsewhere the order of a sum depends on the number of rows: always work on `rows`.
         tile = torch.nn.functional.pad(tile, (0, 0, 0, rows - count))
         ids = torch.nn.functional.pad(ids, (0, 0, 0, rows - count))
-    peak, sums = None, None
+    total: Moments | None = None
     for first in range(0, tile.shape[1], vocab_tile):
         z = _scaled(tile[:, first : first + vocab_tile], temperature)
-        # Finite, so that -inf columns stay -inf after the subtraction instead of NaN.
-        top = z.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).min)
-        if peak is not None and sums is not None:
-            top = torch.maximum(peak, top)
-            sums = _shifted(sums, (peak - top).squeeze(1))
-        new = _sums(z - top)
-        peak, sums = top, new if sums is None else [a + b for a, b in zip(sums, new, strict=True)]
-    assert peak is not None and sums is not None
-    z_a = _scaled(tile.gather(1, ids), temperature).squeeze(1)
-    out = _from_sums(z_a, peak.squeeze(1), sums)
-    return out[:, :count]
+        part = Moments.of(z, total.peak if total else None)
+        total = total.merge(part) if total else part
+    assert total is not None
+    five = total.stats(_scaled(tile.gather(1, ids), temperature).squeeze(1))
+    columns = [five.logp, five.entropy, five.m0, five.m1, five.m2, total.peak, total.s0.log()]
+    return torch.stack(columns)[:, :count]
 
 
-def _sums(x: Tensor) -> list[Tensor]:
-    """S0, S1, T0, T1, T2 of x (n, v) <= 0, which is overwritten."""
-    x.clamp_(min=_FLOOR[x.dtype])
-    e = x.exp()
-    ex = e * x
-    s0, s1 = e.sum(1), ex.sum(1)
-    t0 = torch.mul(e, e, out=x).sum(1)
-    t1 = e.mul_(ex).sum(1)
-    t2 = ex.mul_(ex).sum(1)
-    return [s0, s1, t0, t1, t2]
-
-
-def _shifted(sums: list[Tensor], d: Tensor) -> list[Tensor]:
-    """The sums relative to a maximum that is larger by -d; d (n,) <= 0."""
-    s0, s1, t0, t1, t2 = sums
-    d = d.clamp(min=_FLOOR[d.dtype])
-    r = d.exp()
-    rr, dd = r * r, d * d
-    return [
-        r * s0,
-        r * (s1 + d * s0),
-        rr * t0,
-        rr * (t1 + d * t0),
-        rr * (t2 + 2 * d * t1 + dd * t0),
-    ]
-
-
-def _from_sums(z_a: Tensor, peak: Tensor, sums: list[Tensor]) -> Tensor:
-    s0, s1, t0, t1, t2 = sums
-    log_sum = s0.log()
-    square = s0 * s0
-    logp = (z_a - peak) - log_sum
-    entropy = log_sum - s1 / s0
-    m0 = t0 / square
-    m1 = (t1 - log_sum * t0) / square
-    m2 = (t2 - 2 * log_sum * t1 + log_sum * log_sum * t0) / square
-    return torch.stack([logp, entropy, m0, m1, m2, peak, log_sum])
-
-
-def _tile_grad(
-    tile: Tensor, columns: list[Tensor], temperature: float, vocab_tile: int, out: Tensor
-) -> None:
-    """Write dL/dz_v = g_logp (1[v = a] - pi_v) - g_H pi_v (log pi_v + H) into `out` (n, V)."""
-    ids, g_logp, g_entropy, offset, peak, log_sum = columns
+def _tile_grad(tile: Tensor, pull: _Pull, temperature: float, vocab_tile: int, out: Tensor) -> None:
+    """Write dL/dlogits of the rows of `tile` into `out` (n, V)."""
     for first in range(0, tile.shape[1], vocab_tile):
         z = _scaled(tile[:, first : first + vocab_tile], temperature)
-        log_pi = (z - peak).clamp_(min=_FLOOR[z.dtype]).sub_(log_sum)
-        dz = log_pi.exp().neg_()
-        dz.mul_(log_pi.mul_(g_entropy).add_(offset))  # offset = g_logp + g_H * H
-        inside = (ids >= first) & (ids < first + dz.shape[1])
-        column = (ids - first).clamp_(0, dz.shape[1] - 1)
-        dz.scatter_add_(1, column, g_logp.masked_fill(~inside, 0.0).to(dz.dtype))
+        dz = pull.logit_grad(z, first)
         if temperature != 1.0:
             dz.div_(temperature)
         out[:, first : first + vocab_tile].copy_(dz)
+
+
+def _tile_tangent(
+    tile: Tensor, moved: Tensor, rows: _Rows, temperature: float, vocab_tile: int
+) -> Tensor:
+    """(2, n): dlogp = dz_a - sum pi dz and dH = -sum pi (log pi + H) dz of `moved` (n, V)."""
+    d_logp = _scaled(moved.gather(1, rows.token_id), temperature).squeeze(1)
+    d_entropy = torch.zeros_like(d_logp)
+    for first in range(0, tile.shape[1], vocab_tile):
+        z = _scaled(tile[:, first : first + vocab_tile], temperature)
+        dz = _scaled(moved[:, first : first + vocab_tile], temperature)
+        mean, slope = _logit_push(rows, z, dz)
+        d_logp, d_entropy = d_logp - mean, d_entropy - slope
+    return torch.stack([d_logp, d_entropy])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int64
 
 # The odd constant of splitmix64's counter and the two of its finaliser, a bijection on 64 bits in
 # which every input bit moves every output bit.
@@ -16,7 +21,7 @@ def signed64(number: int) -> int:
     return (number + 2**63) % 2**64 - 2**63
 
 
-def mix64(x: Tensor) -> Tensor:
+def mix64(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     """One splitmix64 step on int64 of any shape; torch's products wrap modulo 2^64."""
     x = x + signed64(_STEP)
     x = (x ^ _shift_right(x, 30)) * signed64(_MIX[0])
@@ -29,7 +34,11 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def state_hash(prompt_id: Tensor, prompt_mask: Tensor, token_id: Tensor) -> Tensor:
+def state_hash(
+    prompt_id: Int64[Tensor, "B P"],
+    prompt_mask: Bool[Tensor, "B P"],
+    token_id: Int64[Tensor, "B T"],
+) -> Int64[Tensor, "B T"]:
     """Hash of the prompt and of the response tokens before each position, (B, T) int64.
 
     hash_t = mix64(sum over the tokens i before t of mix64(token_i + mix64(i))), so equal

@@ -121,7 +121,8 @@ class TrainConfig:
 class ProbeConfig:
     """What is measured around the steps; every: each n-th step; fraction: of its responses.
 
-    floor_every: gradient audit and repeat check on each n-th probed step.
+    floor_every: gradient audit, repeat check and noise floor on each n-th probed step;
+    deep_every: path forms and influence, 0 for none. jvp, entropy_of: as in Probe.
     """
 
     enabled: bool = True
@@ -131,6 +132,9 @@ class ProbeConfig:
     held_out: bool = True
     fixed_responses: Count = 64
     floor_every: Positive = 10
+    deep_every: Count = 0
+    jvp: Literal["forward", "slope"] = "forward"
+    entropy_of: Literal["train", "held_out", "fixed"] = "train"
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -1,0 +1,205 @@
+"""The update as a path theta(alpha) = theta + alpha * delta, and measurements along it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
+from entropy_lab.types import TokenStats
+
+Named = dict[str, Tensor]
+
+
+@contextmanager
+def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the modules compute with `values` in place of their parameters of those names.
+
+    Names are those of `named_parameters()`; a tied parameter is replaced in every place. The
+    parameters themselves are not touched, so they are the same bits afterwards.
+    """
+    named = dict(model.named_parameters())
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    taken: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    try:
+        for name, value in values.items():
+            for module, slot in places[id(named[name])]:
+                taken.append((module, slot, module._parameters[slot]))
+                module._parameters[slot] = value  # type: ignore[assignment]
+        yield
+    finally:
+        for module, slot, parameter in reversed(taken):
+            module._parameters[slot] = parameter
+
+
+@dataclass(frozen=True)
+class Path:
+    """theta (a copy) and theta' (the parameters as they are now) of the trainable parameters."""
+
+    model: nn.Module
+    start: Named
+
+    @classmethod
+    def begin(cls, model: nn.Module, device: str | torch.device | None = None) -> Path:
+        """Remember theta before the step, on `device` (None: where the parameters are)."""
+        return cls(
+            model,
+            {
+                name: p.detach().to(device, copy=True) if device else p.detach().clone()
+                for name, p in model.named_parameters()
+                if p.requires_grad
+            },
+        )
+
+    def start_of(self, name: str) -> Tensor:
+        return self.start[name].to(self.model.get_parameter(name).device)
+
+    def delta(self) -> Named:
+        """theta' - theta of every trainable parameter."""
+        return {n: self.model.get_parameter(n).detach() - self.start_of(n) for n in self.start}
+
+    @contextmanager
+    def moved(self, names: Iterable[str] | None = None, alpha: float = 1.0) -> Iterator[None]:
+        """Only `names` (None: all) moved by alpha of their delta, the others at theta.
+
+        At alpha = 1 a moved parameter is theta' itself, at 0 everything is theta, both exactly.
+        """
+        chosen = set(self.start if names is None else names)
+        values: Named = {}
+        for name in self.start:
+            if name not in chosen or alpha == 0.0:
+                values[name] = self.start_of(name)
+            elif alpha != 1.0:
+                values[name] = torch.lerp(
+                    self.start_of(name), self.model.get_parameter(name).detach(), alpha
+                )
+        with swapped(self.model, values):
+            yield
+
+    def measure(
+        self, score: Score, inputs: Any, names: Iterable[str] | None = None, alpha: float = 1.0
+    ) -> TokenStats:
+        """Statistics of a micro-batch at a point of the path, without gradients."""
+        with torch.no_grad(), untouched_rng(self.model), without_dropout(self.model):
+            with self.moved(names, alpha):
+                return score(inputs).detach()
+
+    def jvp(self, score: Score, inputs: Any, tangent: Named) -> tuple[Tensor, Tensor]:
+        """(d logp, d entropy) (B, T) along `tangent`, exact to rounding, by forward-mode AD at
+        theta. Raises NotImplementedError where the model has a kernel without a forward rule."""
+        with ExitStack() as stack:
+            stack.enter_context(untouched_rng(self.model))
+            stack.enter_context(without_dropout(self.model))
+            stack.enter_context(plain_attention(self.model))
+            stack.enter_context(forward_ad.dual_level())
+            duals = {
+                name: forward_ad.make_dual(self.start_of(name), tangent[name])
+                if name in tangent
+                else self.start_of(name)
+                for name in self.start
+            }
+            stack.enter_context(swapped(self.model, duals))
+            stats = score(inputs)
+            parts = [forward_ad.unpack_dual(x) for x in (stats.logp, stats.entropy)]
+            dlogp, dentropy = (
+                torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in parts
+            )
+            return dlogp.detach().clone(), dentropy.detach().clone()
+
+    def central(self, score: Score, inputs: Any, tangent: Named) -> tuple[Tensor, Tensor]:
+        """(d logp, d entropy) (B, T) along `tangent` by a central difference at theta, for any
+        kernel; the step is as long as the update itself (float32) or 1e-3 of it (float64)."""
+        size = float(sum(t.double().square().sum() for t in tangent.values())) ** 0.5
+        if size == 0:
+            zero = torch.zeros_like(self.measure(score, inputs, alpha=0.0).logp)
+            return zero, zero
+        moved = float(sum(d.double().square().sum() for d in self.delta().values())) ** 0.5
+        double = all(t.dtype == torch.float64 for t in tangent.values())
+        h = (1e-3 if double else 1.0) * (moved or 1.0) / size
+        ends = []
+        for sign in (1.0, -1.0):
+            values = {n: self.start_of(n) + sign * h * tangent[n] for n in tangent}
+            with torch.no_grad(), untouched_rng(self.model), without_dropout(self.model):
+                with self.moved(alpha=0.0), swapped(self.model, values):
+                    ends.append(score(inputs).detach())
+        up, down = ends
+        return (up.logp - down.logp) / (2 * h), (up.entropy - down.entropy) / (2 * h)
+
+
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that forward-mode AD can differentiate; the model's own choice comes back."""
+    config = getattr(model, "config", None)
+    own = getattr(config, "_attn_implementation", None)
+    switch: Any = getattr(model, "set_attn_implementation", None)
+    foreign = own not in (None, "sdpa", "eager") and switch is not None
+    if foreign:
+        switch("eager")
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        if foreign:
+            switch(own)
+
+
+def layer_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Trainable parameter names by place: embed, layer_00.., final, head.
+
+    head: the output embedding (a tied one is counted here, and moving it moves the input
+    embedding too), or the last module with parameters. Layers: the longest ModuleList or
+    Sequential of blocks with parameters; without one every parameter but the head's is `embed`.
+    """
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    head = _head_names(model)
+    stack = _layer_stack(model)
+    groups: dict[str, list[str]] = {}
+    seen_layer = False
+    for name in names:
+        inside = re.match(re.escape(stack) + r"\.(\d+)\.", name) if stack else None
+        seen_layer = seen_layer or inside is not None
+        if name in head:
+            key = "head"
+        elif inside:
+            key = f"layer_{int(inside[1]):02d}"
+        else:
+            key = "final" if seen_layer else "embed"
+        groups.setdefault(key, []).append(name)
+    return groups
+
+
+def last_block(groups: Mapping[str, list[str]]) -> list[str]:
+    """Names of the head, the final norm and the last layer."""
+    layers = sorted(k for k in groups if k.startswith("layer_"))
+    return [n for k in (*layers[-1:], "final", "head") for n in groups.get(k, [])]
+
+
+def _head_names(model: nn.Module) -> set[str]:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    if not isinstance(head, nn.Module):
+        owners = [m for m in model.modules() if any(p is not None for p in m._parameters.values())]
+        head = owners[-1] if owners else None
+    own = {id(p) for p in head.parameters()} if head is not None else set()
+    return {name for name, p in model.named_parameters() if id(p) in own}
+
+
+def _layer_stack(model: nn.Module) -> str:
+    lists = {
+        name: sum(1 for child in module if next(child.parameters(), None) is not None)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and name
+    }
+    return max(lists, key=lambda n: lists[n]) if lists else ""

@@ -1,0 +1,139 @@
+"""What an optimizer made of the gradient: its step as a sum of named parts, parameter by parameter.
+
+Adam(W), k the step count, v^ after the update, P = 1/(sqrt(v^) + eps), kg the clipped gradient:
+    delta = -lr P [beta1 m_prev + (1 - beta1) kg] / (1 - beta1^k) - lr wd theta
+SGD: delta = -lr [mu buf_prev + (1 - dampening) (kg + wd theta)], without dampening on a first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropy_lab.probe.path import Named
+
+SUPPORTED = "SGD (momentum, dampening), Adam and AdamW"
+
+
+@dataclass
+class Update:
+    """One step's parts by parameter name; every tensor has its parameter's shape.
+
+    grad, momentum, decay: parts of delta due to this step's gradient, to earlier ones, to weight
+    decay. weight: lr P (1 - beta1)/(1 - beta1^k), or lr (1 - dampening): minus the derivative of
+    delta by the clipped gradient with P held. bend: what P's own dependence on the gradient adds
+    to that derivative (0 for SGD). clipped: the gradient that reached the optimizer.
+    """
+
+    grad: Named = field(default_factory=dict)
+    momentum: Named = field(default_factory=dict)
+    decay: Named = field(default_factory=dict)
+    weight: Named = field(default_factory=dict)
+    bend: Named = field(default_factory=dict)
+    clipped: Named = field(default_factory=dict)
+
+
+@dataclass
+class Before:
+    """What the parts need from before the step: first moments (copies; None: none yet) and
+    gradients."""
+
+    first: dict[str, Tensor | None]
+    clipped: Named
+
+
+def check_supported(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError naming what is supported where the step cannot be taken apart."""
+    kind = type(optimizer)
+    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
+        raise ValueError(
+            f"influence cannot take apart a step of {kind.__name__}: it supports {SUPPORTED}; set "
+            "deep_every=0 to log without it"
+        )
+    for group in optimizer.param_groups:
+        for flag in ("amsgrad", "nesterov", "maximize"):
+            if group.get(flag):
+                raise ValueError(
+                    f"influence cannot take apart a step of {kind.__name__} with {flag}=True: it "
+                    f"supports {SUPPORTED} without it; set deep_every=0 to log without it"
+                )
+
+
+def before_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Before:
+    """Copies of the first moments and of the gradients as they enter the optimizer."""
+    first: dict[str, Tensor | None] = {}
+    clipped: Named = {}
+    key = "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else "exp_avg"
+    for name, p in _trained(model):
+        moment = optimizer.state.get(p, {}).get(key)
+        first[name] = None if moment is None else moment.detach().clone()
+        clipped[name] = torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+    return Before(first, clipped)
+
+
+def after_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, before: Before, start: Named
+) -> Update:
+    """The parts of the step that was just taken; `start` holds theta from before it."""
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    update = Update(clipped=before.clipped)
+    part = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
+    for name, p in _trained(model):
+        group, state = groups.get(p), optimizer.state.get(p, {})
+        if group is None or p.grad is None:
+            zero = torch.zeros_like(p)
+            values = (zero, zero, zero, zero, zero)
+        else:
+            theta = start[name].to(p.device)
+            values = part(group, state, before.first[name], before.clipped[name], theta)
+        fields = (update.grad, update.momentum, update.decay, update.weight, update.bend)
+        for into, value in zip(fields, values, strict=True):
+            into[name] = value
+    return update
+
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _adam(
+    group: dict[str, Any], state: dict[str, Any], m: Tensor | None, g: Tensor, t: Tensor
+) -> Parts:
+    lr, eps, wd = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
+    beta1, beta2 = (float(b) for b in group["betas"])
+    k = float(state["step"])
+    left1, left2 = 1 - beta1**k, 1 - beta2**k
+    root = (state["exp_avg_sq"] / left2).sqrt()
+    weight = lr * (1 - beta1) / left1 / (root + eps)
+    momentum = torch.zeros_like(g) if m is None else -lr * beta1 / left1 * m / (root + eps)
+    coupled = not group.get("decoupled_weight_decay", False)
+    decay = -weight * wd * t if coupled else -lr * wd * t
+    entering = g + wd * t if coupled else g
+    bend = lr * (state["exp_avg"] / left1) * (1 - beta2) * entering
+    bend = bend / (left2 * root * (root + eps) ** 2)
+    moving = root > 0
+    zero = torch.zeros_like(root)
+    return (
+        -weight * g,
+        momentum,
+        decay,
+        torch.where(moving, weight, zero),
+        torch.where(moving, bend, zero),
+    )
+
+
+def _sgd(
+    group: dict[str, Any], state: dict[str, Any], m: Tensor | None, g: Tensor, t: Tensor
+) -> Parts:
+    lr, mu, wd = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+    # The first step sets the buffer to the gradient: dampening comes in from the second on.
+    factor = lr if m is None else lr * (1 - float(group["dampening"]))
+    momentum = torch.zeros_like(g) if m is None else -lr * mu * m
+    weight = torch.full_like(g, factor)
+    return -weight * g, momentum, -factor * wd * t, weight, torch.zeros_like(g)
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
