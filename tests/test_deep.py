@@ -144,7 +144,7 @@ def test_the_floor_of_a_transformer_keeps_float64_throughout(tmp_path: Path) -> 
     """Its norms and angles ask for float32; the reference must not follow them."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from entropy_lab.probe.floor import _entropy64
+    from entropy_lab.probe.floor import entropy64
     from entropy_lab.stats import token_stats
 
     config = Qwen2Config(
@@ -159,16 +159,16 @@ def test_the_floor_of_a_transformer_keeps_float64_throughout(tmp_path: Path) -> 
         return token_stats(model(input_ids=ids).logits[:, 4:-1], ids[:, 5:])
 
     theta = {n: p.detach() for n, p in model.named_parameters()}
-    found = _entropy64(model, score, ids, theta)
+    found = entropy64(model, score, ids, theta)
     assert found.dtype == torch.float64
     # A perturbation far below float32's resolution moves it smoothly: double all the way.
     h = 1e-10
     up, down = (
-        _entropy64(model, score, ids, {n: p.double() * (1 + s * h) for n, p in theta.items()})
+        entropy64(model, score, ids, {n: p.double() * (1 + s * h) for n, p in theta.items()})
         for s in (1, -1)
     )
     far = [
-        _entropy64(model, score, ids, {n: p.double() * (1 + s * 1e-6) for n, p in theta.items()})
+        entropy64(model, score, ids, {n: p.double() * (1 + s * 1e-6) for n, p in theta.items()})
         for s in (1, -1)
     ]
     slope, reference = (up - down) / (2 * h), (far[0] - far[1]) / 2e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,21 +19,8 @@ from entropy_lab.types import HELD_OUT
 from tiny import TINY, assert_same_run, cli_overrides, metrics, weights
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    """One warmed-up model for all tests here, away from the user's cache."""
-    before, threads = os.environ.get("XDG_CACHE_HOME"), torch.get_num_threads()
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    torch.set_num_threads(threads)
-    if before is None:
-        del os.environ["XDG_CACHE_HOME"]
-    else:
-        os.environ["XDG_CACHE_HOME"] = before
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run that others are compared with."""
     return run_training(None, TINY, tmp_path_factory.mktemp("runs") / "whole")
 

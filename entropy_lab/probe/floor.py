@@ -29,7 +29,7 @@ def noise_floor(
     inputs = take_rows(probed.inputs, rows)
     end = {n: p.detach() for n, p in model.named_parameters()}
     ends = [
-        _entropy64(model, score, inputs, {**end, **theta})
+        entropy64(model, score, inputs, {**end, **theta})
         for theta in ({n: start[n].to(end[n].device) for n in start}, {})
     ]
     picked = rows.to(probed.batch.mask.device)
@@ -40,7 +40,8 @@ def noise_floor(
     return float(error.square().mean().sqrt()), float(error.mean()), len(error)
 
 
-def _entropy64(model: nn.Module, score: Score, inputs: Any, theta: Mapping[str, Tensor]) -> Tensor:
+def entropy64(model: nn.Module, score: Score, inputs: Any, theta: Mapping[str, Tensor]) -> Tensor:
+    """Entropy (B, T) of a micro-batch with the parameters `theta`, all of it in float64."""
     values = {n: p.double() if p.is_floating_point() else p for n, p in theta.items()}
     with ExitStack() as stack:
         for context in (torch.no_grad(), untouched_rng(model), without_dropout(model)):

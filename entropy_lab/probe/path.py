@@ -143,8 +143,8 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
     """Attention that forward-mode AD can differentiate; the model's own choice comes back."""
     config = getattr(model, "config", None)
     own = getattr(config, "_attn_implementation", None)
-    switch: Any = getattr(model, "set_attn_implementation", None)
-    foreign = own not in (None, "sdpa", "eager") and switch is not None
+    switch = getattr(model, "set_attn_implementation", lambda name: None)
+    foreign = own not in (None, "sdpa", "eager")
     if foreign:
         switch("eager")
     try:
