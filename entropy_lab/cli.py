@@ -143,9 +143,18 @@ def plot(
     """Draw a figure from analysis tables."""
     from entropy_lab.plots import PLOTS, draw
 
-    for figure in PLOTS if name == "all" else [name]:
-        for path in draw(figure, source, out):
-            print(path)
+    if name != "all":
+        print("\n".join(str(path) for path in draw(name, source, out)))
+        return
+    skipped: list[EntropyLabError] = []
+    for figure in PLOTS:
+        try:
+            print("\n".join(str(path) for path in draw(figure, source, out)))
+        except EntropyLabError as error:
+            skipped.append(error)
+            print(f"skipped {figure}: {error}", file=sys.stderr)
+    if len(skipped) == len(PLOTS):
+        raise skipped[0]
 
 
 class Registry(StrEnum):

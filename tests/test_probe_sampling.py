@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from entropy_lab import load
+from entropy_lab import Probe, load
 from entropy_lab.probe.sampling import inclusion_prob, is_every_nth, is_probed, sampled_rows
 from entropy_lab.probe.scorer import Scorer, active_dropout, take_rows
 from toy import Toy, adamw, batches, run_loop, score_of
@@ -106,3 +108,68 @@ def test_take_rows_reaches_into_containers() -> None:
     nested = take_rows({"a": (rows.ids, "text"), "b": [batch.mask]}, index)
     assert torch.equal(nested["a"][0], rows.ids[index]) and nested["a"][1] == "text"
     assert torch.equal(nested["b"][0], batch.mask[index])
+
+
+def test_the_scorer_notices_weights_that_others_change(tmp_path: Path) -> None:
+    model = Toy()
+    optimizer = adamw(model)
+    scorer = Scorer(model, score_of(model), optimizer)
+    rows, _ = batches(model, 1, 16)[0]
+    first = scorer.measure(rows)
+    saved = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        model.head.bias[0] += 1.0
+    assert not torch.equal(scorer.measure(rows).entropy, first.entropy)
+    model.load_state_dict(saved)
+    assert torch.equal(scorer.measure(rows).entropy, first.entropy)
+    scorer.close()
+
+
+def test_a_loop_that_slips_is_told_how(tmp_path: Path) -> None:
+    model = Toy()
+    optimizer = adamw(model)
+    score = score_of(model)
+    (rows, batch), (other, second) = batches(model, 1, 8)
+    probe = Probe(model, optimizer, tmp_path / "run", score)
+    with pytest.raises(RuntimeError, match="call record"):
+        probe.annotate(weight=1.0)
+    probe.record(rows, batch)
+    with pytest.raises(ValueError, match="recorded twice before a step"):
+        probe.record(rows, batch)
+    nan = replace(second, advantage=torch.full_like(second.advantage, float("nan")))
+    with pytest.raises(ValueError, match="advantage is NaN or infinite at valid tokens"):
+        probe.record(other, nan)
+    # The first got no backward pass, so it is in no update.
+    (-(probe.record(other, second).logp * second.mask).mean()).backward()
+    with pytest.warns(UserWarning, match="1 of 2 recorded micro-batches got no gradient"):
+        optimizer.step()
+    optimizer.zero_grad()
+    # A skipped update leaves nothing behind.
+    (-(probe.record(rows, batch).logp * batch.mask).mean()).backward()
+    optimizer.zero_grad()
+    probe.discard()
+    (-(probe.record(other, second).logp * second.mask).mean()).backward()
+    with pytest.raises(RuntimeError, match=r"step\(closure\): run backward"):
+        optimizer.step(lambda: 0.0)
+    optimizer.step()
+    probe.close()
+    with pytest.raises(RuntimeError, match=r"after probe\.close"):
+        probe.record(rows, batch)
+    run = load(tmp_path / "run")
+    assert run.steps()["n_tokens"].tolist() == [int(second.mask.sum())] * 2
+    # The second step trained the same responses again: still one sample each.
+    assert run.samples()["uid"].tolist() == second.uid.tolist()
+
+
+def test_held_out_and_fixed_rows_need_no_uid(tmp_path: Path) -> None:
+    model = Toy()
+    optimizer = adamw(model)
+    (rows, batch), (other, second) = batches(model, 1, 8)
+    bare = replace(second, uid=None)
+    with Probe(model, optimizer, tmp_path / "run", score_of(model)) as probe:
+        probe.fix([(other, bare)])
+        (-(probe.record(rows, batch).logp * batch.mask).mean()).backward()
+        probe.hold_out([(other, bare)])
+        optimizer.step()
+    row = load(tmp_path / "run").steps().iloc[0]
+    assert row["dH_heldout"] == row["dH_fixed"] != 0

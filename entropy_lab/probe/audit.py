@@ -24,7 +24,8 @@ def gradient_audit(
     gradients now in `.grad` (after clipping by kappa): ||g + kappa s|| / ||g||. It is about 1e-6
     in float32 where the loss is a function of logp and entropy alone; an auxiliary loss, a
     full-vocabulary KL or a shifted mask shows as its share. Where `kappa` is None it is fitted,
-    -<g, s>/<s, s>, so that only the direction is judged. `.grad` is not touched.
+    -<g, s>/<s, s>, so that only the direction is judged. NaN without any gradient. `.grad` is not
+    touched.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, dtype=torch.float64) for p in params]
@@ -43,7 +44,7 @@ def gradient_audit(
         kappa = -_dot(seen, total) / square if square > 0 else 1.0
     rest = [g + kappa * s for g, s in zip(seen, total, strict=True)]
     norm = _dot(seen, seen) ** 0.5
-    return (_dot(rest, rest) ** 0.5 / norm if norm > 0 else 0.0), kappa
+    return (_dot(rest, rest) ** 0.5 / norm if norm > 0 else float("nan")), kappa
 
 
 def _dot(a: list[Tensor], b: list[Tensor]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +23,13 @@ from entropy_lab.probe.step import (
     Cadence,
     Micro,
     StepMeasurement,
+    mean_lr,
     measure_before_step,
     run_checks,
     write_token_rows,
 )
 from entropy_lab.probe.update import check_supported
-from entropy_lab.probe.window import MicroRecord, Window
+from entropy_lab.probe.window import Window, numbered, numbered_all
 from entropy_lab.record import RunWriter, create_run
 from entropy_lab.record.schema import CORE_PREDICTORS
 from entropy_lab.types import TokenBatch, TokenStats
@@ -120,31 +120,31 @@ class Probe:
         self._metrics: dict[str, Any] | None = None
         self.last_row: dict[str, Any] = {}
         self._closed = False
+        self._written: set[int] = set()
         self._handles = [
-            optimizer.register_step_pre_hook(lambda *_: self._before_step()),
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
 
-    # ---- what a loop calls ------------------------------------------------------------------
-
     def record(self, inputs: Any, batch: TokenBatch) -> TokenStats:
         """The loss forward of one micro-batch: score(inputs), its gradients under watch."""
+        if self._closed:
+            raise RuntimeError("probe.record after probe.close: the log has ended")
         self.commit()
         stats = self.scorer.score(inputs)
-        if not stats.logp.requires_grad:
-            raise RuntimeError(
-                "probe.record got statistics without gradients: call it outside torch.no_grad() "
-                "and let `score` return token_stats of logits that depend on the parameters"
-            )
-        if batch.uid is None:
-            first = sum(len(r.batch.mask) for r in self.window.records)
-            count = torch.arange(first, first + len(batch.mask), device=batch.mask.device)
-            batch = replace(batch, uid=(self.step << 32) + count)
-        self.window.records.append(MicroRecord(inputs, batch, stats))
+        first = sum(len(r.batch.mask) for r in self.window.records)
+        self.window.add(inputs, numbered(batch, (self.step << 32) + first), stats)
         return stats
+
+    def discard(self) -> None:
+        """Forget what was recorded since the last step: its update is skipped (overflow, NaN)."""
+        self.window.close()
+        self.window = Window()
 
     def annotate(self, *, weight: Tensor | float | None = None, flags: Tensor | None = None):
         """What the method did to the micro-batch recorded last: weight (B, T), flags (B, T) u8."""
+        if not self.window.records:
+            raise RuntimeError("probe.annotate speaks of the last record(): call record() first")
         record = self.window.records[-1]
         if weight is not None:
             record.weight = torch.ones_like(record.stats.logp) * weight
@@ -153,16 +153,17 @@ class Probe:
 
     def hold_out(self, micros: Sequence[Micro], source: str = "given") -> None:
         """Rows that the coming step does not train on; measured around it like its own."""
-        self._held_out, self._held_out_source = list(micros), source
+        self._held_out = numbered_all(micros, (self.step << 32) + (1 << 31))
+        self._held_out_source = source
 
     def fix(self, micros: Sequence[Micro], *, save: bool = True) -> None:
         """The fixed probe set: the same responses around every probed step of the run."""
-        self._fixed = list(micros)
+        self._fixed = numbered_all(micros, -1 << 32)
         if save:
             self.writer.fixed(_fixed_columns(self._fixed, self.scorer))
 
     def note(self, **scalars: float | int | str | bool) -> None:
-        """Values for the coming row of the steps table: kappa, grad_norm, rollout, method_*."""
+        """Values for the coming row of steps: kappa, grad_norm, rollout, method_*."""
         self._notes.update(scalars)
 
     def samples(self, columns: dict[str, Any]) -> None:
@@ -211,12 +212,15 @@ class Probe:
         with suppress(RunError):  # the first error is the one to report
             self.close("interrupted" if kind is KeyboardInterrupt else "failed")
 
-    # ---- around optimizer.step() ------------------------------------------------------------
-
-    def _before_step(self) -> None:
+    def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        if kwargs.get("closure") or any(a is not None for a in args[1:]):
+            raise RuntimeError(
+                "the probe cannot measure optimizer.step(closure): run backward, then plain step()"
+            )
+        self.window.keep_pushed()
         if not self.window.records:
             return
-        self._measurement = m = StepMeasurement(self.step, _mean_lr(self.optimizer))
+        self._measurement = m = StepMeasurement(self.step, mean_lr(self.optimizer))
         if not self.cadence.probes(self.step):
             return
         self.loss_forward_is_before = measure_before_step(
@@ -251,9 +255,7 @@ class Probe:
         predicted = predict_window(self.window, m.lr)
         write_token_rows(m, self.window, predicted, self.writer)
         if self.write_samples:
-            for r in self.window.records:
-                share = self.inclusion_prob(len(r.batch.mask))
-                self.writer.samples(to_rows.sample_columns(r.batch, self.step, share))
+            self._write_samples()
         source = self._held_out_source if m.held else "fixed" if m.watch else ""
         row = {**m.summary(self.window, predicted), "heldout_source": source, **self._notes}
         self.writer.step(row)
@@ -265,21 +267,21 @@ class Probe:
         self._held_out, self._notes = [], {}
         self.step += 1
 
+    def _write_samples(self) -> None:
+        """A row for every response that no earlier step has written one for."""
+        for r in self.window.records:
+            share = self.inclusion_prob(len(r.batch.mask))
+            columns = to_rows.sample_columns(r.batch, self.step, share)
+            new = [uid not in self._written for uid in columns["uid"].tolist()]
+            self._written.update(columns["uid"].tolist())
+            self.writer.samples({name: values[new] for name, values in columns.items()})
+
 
 _METRICS = (
     "step rollout age entropy_token_mean entropy_seq_mean dH_train dH_heldout dH_fixed "
     "entropy_fixed clip_high_frac clip_low_frac dual_clip_frac touched_share grad_norm kappa lr "
     "gradient_audit"
 ).split()
-
-
-def _mean_lr(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the step; over groups, the mean weighted by parameter count."""
-    sizes = [sum(p.numel() for p in g["params"]) for g in optimizer.param_groups]
-    rates = [float(g["lr"]) for g in optimizer.param_groups]
-    if len(set(rates)) == 1:
-        return rates[0]
-    return sum(s * r for s, r in zip(sizes, rates, strict=True)) / sum(sizes)
 
 
 def _fixed_columns(micros: Sequence[Micro], scorer: Scorer) -> to_rows.Columns:

@@ -20,18 +20,21 @@ class Scorer:
 
     `score(inputs)` runs the model on one micro-batch and returns its TokenStats. `measure` calls
     it without gradients, leaves every random state as it was, and remembers the result of the
-    identical `inputs` object until `forget`, which an optimizer hook calls after each step. So
-    the "after" of one step is the "before" of the next, at no forward, where both are wanted.
+    identical `inputs` object until a parameter changes, by whatever hand. So the "after" of one
+    step is the "before" of the next, at no forward, where both are wanted.
     """
 
     def __init__(self, model: nn.Module, score: Score, optimizer: torch.optim.Optimizer):
         self.model = model
         self.score = score
         self._memo: dict[int, tuple[Any, TokenStats]] = {}
+        self._seen: list[tuple[int, int]] = []
+        # A fused or foreign step need not count as an in-place change, so it is told of.
         self._handle = optimizer.register_step_post_hook(lambda *_: self.forget())
 
     def measure(self, inputs: Any) -> TokenStats:
         """Statistics of `inputs` at the present parameters, detached."""
+        self._check_parameters()
         known = self._memo.get(id(inputs))
         if known is None:
             # The reference to `inputs` keeps its id from being given to another object.
@@ -45,7 +48,14 @@ class Scorer:
 
     def put(self, inputs: Any, stats: TokenStats) -> None:
         """Remember a result that another pass is known to share bit for bit."""
+        self._check_parameters()
         self._memo[id(inputs)] = (inputs, stats)
+
+    def _check_parameters(self) -> None:
+        now = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+        if now != self._seen:
+            self._seen = now
+            self._memo.clear()
 
     def forget(self) -> None:
         """Drop everything remembered: the parameters have changed."""

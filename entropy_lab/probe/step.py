@@ -151,6 +151,8 @@ def run_checks(
     ]
     pairs = [(r.inputs, r.grad) for r in window.records]
     audit, kappa = gradient_audit(scorer.model, scorer.score, pairs, kappa)
+    if measurement.dropout_off:
+        audit = NAN  # the audit's own pass cannot draw the loss forward's dropout again
     repeat = max((float(r) for r in repeats), default=NAN)
     measurement.checks = {"repeat_max": repeat, "gradient_audit": audit, "kappa": kappa}
 
@@ -221,3 +223,12 @@ def _mean_before(parts: list[Probed]) -> float:
     if not parts:
         return NAN
     return float(torch.cat([p.before.entropy[p.batch.mask].double() for p in parts]).mean())
+
+
+def mean_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the step; over groups, the mean weighted by parameter count."""
+    sizes = [sum(p.numel() for p in g["params"]) for g in optimizer.param_groups]
+    rates = [float(g["lr"]) for g in optimizer.param_groups]
+    if len(set(rates)) == 1:
+        return rates[0]
+    return sum(s * r for s, r in zip(sizes, rates, strict=True)) / sum(sizes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,15 +30,16 @@ class MicroRecord:
         self.flags = torch.zeros_like(batch.mask, dtype=torch.uint8)
         if batch.truncated is not None:
             self.flags |= TRUNCATED * batch.truncated.to(torch.uint8)[:, None]
+        self.pushed = False  # whether a backward pass has reached it
         self.grad = TokenGrad(torch.zeros_like(stats.logp), torch.zeros_like(stats.entropy))
         self._handles = [
             stats.logp.register_hook(self._adder(self.grad.grad_logp)),
             stats.entropy.register_hook(self._adder(self.grad.grad_entropy)),
         ]
 
-    @staticmethod
-    def _adder(into: Tensor):  # the hook returns None, so the gradient itself is left alone
+    def _adder(self, into: Tensor):  # the hook returns None, so the gradient is left alone
         def add(gradient: Tensor | None) -> None:
+            self.pushed = True
             if gradient is not None:  # None: the loss does not use this statistic
                 into.sub_(gradient.detach())
 
@@ -52,6 +55,38 @@ class Window:
     """All micro-batches whose gradients enter one optimizer step, as one padded batch."""
 
     records: list[MicroRecord] = field(default_factory=list)
+
+    def add(self, inputs: Any, batch: TokenBatch, stats: TokenStats) -> None:
+        """Take in one micro-batch; raises RuntimeError or ValueError where it cannot be right."""
+        if not (stats.logp.requires_grad and stats.entropy.requires_grad):
+            raise RuntimeError(
+                "probe.record got statistics without gradients: call it outside torch.no_grad() "
+                "and let `score` return token_stats of logits that depend on the parameters"
+            )
+        if any(r.inputs is inputs for r in self.records):
+            raise ValueError(
+                "one inputs object was recorded twice before a step: both passes read it again, so "
+                "give every micro-batch tensors of its own"
+            )
+        if not bool(batch.advantage[batch.mask].isfinite().all()):
+            raise ValueError(
+                "TokenBatch.advantage is NaN or infinite at valid tokens: mask them out or mend "
+                "the rewards"
+            )
+        self.records.append(MicroRecord(inputs, batch, stats))
+
+    def keep_pushed(self) -> None:
+        """Leave out micro-batches that no backward pass has reached: they are in no update."""
+        idle = [r for r in self.records if not r.pushed]
+        if idle:
+            warnings.warn(
+                f"{len(idle)} of {len(self.records)} recorded micro-batches got no gradient before "
+                "optimizer.step(), so they are left out; call probe.discard() for a skipped update",
+                stacklevel=2,
+            )
+        for record in idle:
+            record.close()
+        self.records = [r for r in self.records if r.pushed]
 
     def batch(self) -> TokenBatch:
         return TokenBatch.cat([r.batch for r in self.records])
@@ -98,6 +133,25 @@ class Probed:
     def dlogp(self) -> Tensor:
         assert self.after is not None
         return torch.where(self.batch.mask, self.after.logp - self.before.logp, 0.0)
+
+
+def numbered(batch: TokenBatch, first: int) -> TokenBatch:
+    """The batch with uids first, first + 1, ... where it has none of its own."""
+    if batch.uid is not None:
+        return batch
+    count = torch.arange(len(batch.mask), device=batch.mask.device)
+    return replace(batch, uid=first + count)
+
+
+def numbered_all(
+    micros: Sequence[tuple[Any, TokenBatch]], first: int
+) -> list[tuple[Any, TokenBatch]]:
+    """The same for several micro-batches, counting on."""
+    out = []
+    for inputs, batch in micros:
+        out.append((inputs, numbered(batch, first)))
+        first += len(batch.mask)
+    return out
 
 
 def choose(

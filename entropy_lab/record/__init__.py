@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from entropy_lab.record.lock import run_lock
 from entropy_lab.record.manifest import create_run, set_status
 from entropy_lab.record.rewind import rewind
 from entropy_lab.record.run import Run, load, open_run
@@ -16,6 +17,7 @@ __all__ = [
     "load",
     "open_run",
     "rewind",
+    "run_lock",
     "set_status",
     "token_schema",
 ]

@@ -111,15 +111,30 @@ def read_info(run_dir: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{path} is not valid JSON ({error}): restore it or rerun") from error
     version = info.get("schema_version") if isinstance(info, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise RunError(f"{path} states no schema_version: it was not written by entropy-lab")
+    versions = info.get("versions")
     if version > SCHEMA_VERSION:
-        writer = (info.get("versions") or {}).get("entropy_lab") or "a newer release"
+        writer = versions.get("entropy_lab") if isinstance(versions, dict) else None
+        writer = writer or "a newer release"
         raise RunError(
             f"{run_dir} has schema {version} and this version reads up to {SCHEMA_VERSION}: "
             f"needs entropy-lab >= {writer}"
         )
+    _check_shape(info, path)
     return info
+
+
+def _check_shape(info: dict[str, Any], path: Path) -> None:
+    """What readers rely on; a file changed by hand is named rather than stumbled over."""
+    config = info.setdefault("config", {})
+    sections = [config] + [config.get(k) for k in ("method", "task") if isinstance(config, dict)]
+    count = info.setdefault("dropped_windows", 0)
+    if not all(s is None or isinstance(s, dict) for s in sections) or type(count) is not int:
+        raise RunError(
+            f"{path} is not as entropy-lab wrote it (config must be a table of sections, "
+            "dropped_windows a number): restore it or rerun"
+        )
 
 
 def _write(run_dir: Path, info: dict[str, Any]) -> None:

@@ -59,10 +59,14 @@ def save_checkpoint(
     return final
 
 
+def complete_checkpoints(run_dir: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, by step; unfinished ones are passed over."""
+    return [path for _, path in _checkpoints(Path(run_dir) / "checkpoints") if _complete(path)]
+
+
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None; unfinished ones are passed over."""
-    complete = [path for _, path in _checkpoints(Path(run_dir) / "checkpoints") if _complete(path)]
-    return complete[-1] if complete else None
+    """The complete checkpoint of the highest step, or None."""
+    return next(reversed(complete_checkpoints(run_dir)), None)
 
 
 def load_checkpoint(

@@ -16,6 +16,8 @@ from entropy_lab.errors import ConfigError
 from entropy_lab.train.messages import explain, nearest, shown
 
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -31,8 +33,8 @@ class RunConfig:
     """name labels the run; seed drives problems, sampling and probing; threads 0 keeps torch's."""
 
     name: str = "demo"
-    seed: Count = 0
-    threads: Count = 0
+    seed: Seed = 0
+    threads: Threads = 0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -52,7 +54,7 @@ class ModelConfig:
     """
 
     path: str = ""
-    seed: Count = 0
+    seed: Seed = 0
     layers: Positive = 3
     hidden: Positive = 128
     intermediate: Positive = 384

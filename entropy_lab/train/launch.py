@@ -10,8 +10,8 @@ import torch
 
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
-from entropy_lab.record import create_run, open_run, rewind, set_status
-from entropy_lab.train.checkpoint import latest_checkpoint
+from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
+from entropy_lab.train.checkpoint import complete_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 
 # What may differ when a run goes on: how long, and how often it is saved.
@@ -35,27 +35,50 @@ def run_training(
     written, KeyboardInterrupt after Ctrl-C (the run is saved).
     """
     if resume:
-        return _resume(path, overrides, out)
+        return _resume(path, overrides, out, dry_run)
     config = load_config(path, overrides)
     if dry_run:
         print(describe(config))
         return out or _default_out(config)
     run_dir = create_run(
         out or _default_out(config),
-        config.to_dict(),
+        saved(config.to_dict()),
         seeds={"run": config.run.seed, "model": config.model.seed},
         extra=_facts(config),
     )
-    return _train(config, run_dir, None)
+    with run_lock(run_dir):
+        return _train(config, run_dir, None)
 
 
-def _resume(path: Path | None, overrides: list[str], out: Path | None) -> Path:
+def _resume(path: Path | None, overrides: list[str], out: Path | None, dry_run: bool) -> Path:
     if out is None:
         raise ConfigError("--resume needs --out DIR, the run directory to continue")
     if path is not None:
         raise ConfigError(f"--resume takes its settings from {out / 'run.json'}: leave {path} out")
     run = open_run(out)
-    settings = run.info["config"]
+    config = _saved_config(run, overrides)
+    if dry_run:
+        print(describe(config))
+        return out
+    with run_lock(out):
+        checkpoint = _checkpoint(open_run(out), config)
+        step = _step(checkpoint) if checkpoint else 0
+        if not config.run.threads:
+            # Sums are split over threads: another number would change the last bits.
+            torch.set_num_threads(int(run.info.get("threads") or torch.get_num_threads()))
+        rewind(out, step - 1)
+        set_status(out, "running", config=saved(config.to_dict()))
+        return _train(config, out, checkpoint)
+
+
+def _saved_config(run: Run, overrides: list[str]) -> Config:
+    """The run's own settings with what may change; ConfigError where it has none of ours."""
+    settings, where = restored(run.info["config"]), str(run.path / "run.json")
+    if not set(Config().to_dict()) <= set(settings):
+        raise ConfigError(
+            f"{where} holds no settings of `entropy-lab train`: only its runs can be continued "
+            "by it; a loop of your own continues with Probe(..., start_step=...)"
+        )
     for text in overrides:
         key = text.partition("=")[0].strip()
         if key not in _RESUMABLE:
@@ -63,18 +86,30 @@ def _resume(path: Path | None, overrides: list[str], out: Path | None) -> Path:
                 f"{key} cannot change when a run is continued; what can: {', '.join(_RESUMABLE)}"
             )
         override(settings, text)
-    config = config_from_dict(settings, str(out / "run.json"))
-    checkpoint = latest_checkpoint(out)
-    step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
-    done = step // config.train.minibatches
+    return config_from_dict(settings, where)
+
+
+def _checkpoint(run: Run, config: Config) -> Path | None:
+    """The newest complete checkpoint that the log reaches; None for a run that had none yet."""
+    last = -1 if run.last_step is None else run.last_step
+    found = [p for p in complete_checkpoints(run.path) if _step(p) <= last + 1]
+    done = _step(found[-1]) // config.train.minibatches if found else 0
     if done >= config.train.rollouts:
         raise RunError(
-            f"{out} has finished its {config.train.rollouts} rollouts: raise them with "
+            f"{run.path} has finished its {config.train.rollouts} rollouts: raise them with "
             f"--set train.rollouts={2 * config.train.rollouts}"
         )
-    rewind(out, step - 1)
-    set_status(out, "running", config=config.to_dict())
-    return _train(config, out, checkpoint)
+    every = config.train.checkpoint_every * config.train.minibatches
+    if not found and (run.info["status"] == "finished" or (every and last + 1 > every)):
+        raise RunError(
+            f"{run.path} has no complete checkpoint under checkpoints/, though it has reached step "
+            f"{last}: put one back, or start anew with another --out"
+        )
+    return found[-1] if found else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
@@ -89,7 +124,7 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
         raise
     except ConfigError:
         # Nothing was trained: the directory stays free for the corrected settings.
-        if open_run(run_dir).last_step is None:
+        if checkpoint is None and open_run(run_dir).last_step is None:
             (run_dir / "run.json").unlink()
         raise
     except Exception:
@@ -123,7 +158,7 @@ def _facts(config: Config) -> dict[str, Any]:
     """What run.json says beyond the settings: the method with its defaults, and the hardware."""
     method = make_method(config.method.name, **config.method.params)
     return {
-        "method": {"name": config.method.name, "source": method.source, **asdict(method)},
+        "method": {"name": config.method.name, "source": method.source, **saved(asdict(method))},
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": config.run.threads or torch.get_num_threads(),
     }
@@ -140,3 +175,17 @@ def describe(config: Config) -> str:
         f"{steps} steps\n"
         f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens"
     )
+
+
+def saved(settings: Any) -> Any:
+    """Settings as JSON can hold them: infinities as the strings "inf" and "-inf"."""
+    if isinstance(settings, dict):
+        return {key: saved(value) for key, value in settings.items()}
+    return str(settings) if settings in (float("inf"), float("-inf")) else settings
+
+
+def restored(settings: Any) -> Any:
+    """What `saved` was given; the strings are no setting's value but a number's."""
+    if isinstance(settings, dict):
+        return {key: restored(value) for key, value in settings.items()}
+    return float(settings) if settings in ("inf", "-inf") else settings

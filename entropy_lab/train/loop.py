@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from entropy_lab.errors import RunError
 from entropy_lab.interventions import Method, make_method, plan_step
 from entropy_lab.loss import policy_loss
 from entropy_lab.probe import Probe
@@ -138,6 +140,11 @@ def update(parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: in
         probe.annotate(weight=plan.weight, flags=out.flags)
         out.loss.backward()
     grad_norm, kappa = clip(parts.params, config.optimizer.clip_norm)
+    if not math.isfinite(grad_norm):
+        raise RunError(
+            f"training diverged: the gradient norm of step {probe.step} is {grad_norm}; lower "
+            f"optimizer.lr (now {config.optimizer.lr}) and start anew"
+        )
     set_lr(parts.optimizer, config, probe.step)
     probe.note(rollout=rollout, grad_norm=grad_norm, kappa=kappa, **method_scalars(plans))
     if config.probe.held_out and held_out:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entropy_lab.errors import RunError
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout.base import Responses
 
@@ -39,12 +40,20 @@ class HFEngine:
             cache = _read_prompts(model, prompt_id, prompt_mask, n)
             prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
             prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
-            full = model.generate(
-                input_ids=prompt_id,
-                attention_mask=prompt_mask.long(),
-                past_key_values=cache,
-                generation_config=settings,
-            )
+            try:
+                full = model.generate(
+                    input_ids=prompt_id,
+                    attention_mask=prompt_mask.long(),
+                    past_key_values=cache,
+                    generation_config=settings,
+                )
+            except RuntimeError as error:
+                if "probability tensor" not in str(error):
+                    raise
+                raise RunError(
+                    "cannot sample: the model's logits are not finite, so training has diverged; "
+                    "lower optimizer.lr and start anew"
+                ) from error
         token_id = full[:, prompt_id.shape[1] :]  # (B, T)
         ends = torch.isin(token_id, torch.tensor(settings.eos_token_id, device=token_id.device))
         mask = ends.long().cumsum(dim=1) - ends.long() == 0
