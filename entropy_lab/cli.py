@@ -1,4 +1,4 @@
-"""The command line: train, analyze, plot, list."""
+"""The command line: train, analyze, plot, doctor, list."""
 
 from __future__ import annotations
 
@@ -155,6 +155,49 @@ def plot(
             print(f"skipped {figure}: {error}", file=sys.stderr)
     if len(skipped) == len(PLOTS):
         raise skipped[0]
+
+
+@app.command(epilog="Example: entropy-lab doctor runs/demo")
+def doctor(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
+    model: Annotated[
+        bool,
+        typer.Option(
+            "--model/--no-model", help="Score some rows again with the newest checkpoint."
+        ),
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as one JSON object.")
+    ] = False,
+) -> None:
+    """Is this log believable? What was seen, what it means, what to do; exit code 1 if not."""
+    from entropy_lab.analysis.doctor import doctor as examine
+    from entropy_lab.record import open_run
+
+    open_run(run).metrics()  # a wrong directory is an error, not a missing checkpoint
+    checkpoint, why_not = _checkpoint(run) if model else (None, "--no-model")
+    found = examine(run, checkpoint, why_not)
+    print(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(found.lines()))
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+def _checkpoint(run: Path):
+    """The newest checkpoint as `doctor` takes it, or why there is none."""
+    from entropy_lab.analysis.doctor import Checkpoint
+
+    if not (run / "checkpoints").is_dir():
+        return None, "the run has no checkpoint"
+    try:
+        from entropy_lab.train.rescore import open_rescorer
+
+        return Checkpoint(**open_rescorer(run)._asdict()), ""
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("entropy_lab"):
+            raise
+        return None, f"it needs {error.name}: pip install 'entropy-lab[train]'"
+    except EntropyLabError as error:
+        return None, str(error)
 
 
 class Registry(StrEnum):

@@ -10,6 +10,8 @@ import numpy as np
 
 from entropy_lab.record import RunWriter, create_run, set_status
 
+# Planted correlations with dH of what deep steps add, and the influence that its scores see.
+DEEP = {"head": 0.5, "last_block": 0.8, "jvp_grad": 0.75, "jvp": 0.98}
 PLANTED = {"cov": 0.15, "steer": 0.3, "softmax": 0.35, "softmax_state": 0.6}
 
 
@@ -33,6 +35,8 @@ class Plan:
     entropy: tuple[float, float] = (0.5, 0.15)
     reward: tuple[float, float] = (0.2, 0.6)
     flush_steps: int = 4
+    deep_every: int = 0  # 0: no deep steps
+    floor: float = 0.0  # 0: no floor steps
 
 
 def write_run(path: Path, plan: Plan | None = None, **changes: Any) -> list[dict[str, np.ndarray]]:
@@ -46,7 +50,9 @@ def write_run(path: Path, plan: Plan | None = None, **changes: Any) -> list[dict
     create_run(path, config, seeds={"run": plan.seed})
     rng = np.random.default_rng(plan.seed)
     blocks = []
-    writer = RunWriter(path, predictors=list(plan.rho), flush_steps=plan.flush_steps)
+    writer = RunWriter(
+        path, predictors=list(plan.rho), flush_steps=plan.flush_steps, deep=plan.deep_every > 0
+    )
     for step in range(plan.steps):
         samples = _samples(plan, step, rng)
         writer.samples(samples)
@@ -115,8 +121,26 @@ def _tokens(
     for name, rho in plan.rho.items():
         x = rho * y + np.sqrt(1 - rho**2) * rng.normal(size=rows)
         columns[f"dH_pred_{name}"] = (x * scale / plan.slope).astype(np.float32)
+    if plan.deep_every:
+        columns |= _deep_columns(plan, step, y * scale, columns["dH_pred_steer"], rng)
     columns["dH"] = (np.where(wild, 20 * rng.normal(size=rows), y) * scale).astype(np.float32)
     return columns
+
+
+def _deep_columns(
+    plan: Plan, step: int, dh: np.ndarray, steer: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Path forms in nats; influence follows the steer form, influence_marginal its opposite."""
+    others = ("slope_error", "dH_pred_second_order", "dH_pred_slope", "dH_pred_jvp_momentum",
+              "dH_pred_jvp_decay")  # fmt: skip
+    missing = np.full(len(dh), np.nan, np.float32)
+    out = dict.fromkeys(others, missing)
+    for name, rho in DEEP.items():
+        noise = np.sqrt(1 - rho**2) * dh.std() * rng.normal(size=len(dh))
+        out[f"dH_pred_{name}"] = (rho * dh + noise).astype(np.float32)
+    push = steer + 0.5 * steer.std() * rng.normal(size=len(dh)).astype(np.float32)
+    out |= {"influence": push, "influence_marginal": -push}
+    return out if step % plan.deep_every == 0 else dict.fromkeys(out, missing)
 
 
 def _step_row(plan: Plan, step: int, blocks: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -129,6 +153,10 @@ def _step_row(plan: Plan, step: int, blocks: list[dict[str, np.ndarray]]) -> dic
         "entropy_fixed": _line(plan.entropy, step, plan.steps),
         "repeat_max": 0.0 if step % 10 == 0 else float("nan"),
     }
+    if plan.floor and step % 10 == 0:
+        row |= {"floor": plan.floor * (1 + step), "floor_rows": 10.0 * (1 + step)}
+    if plan.deep_every and step % plan.deep_every == 0:
+        row |= {"identity_error": 1e-6 * (1 + step), "influence_sum": -1e-3}
     if blocks:
         for name in plan.rho:
             row[f"dH_pred_{name}"] = float(blocks[-1][f"dH_pred_{name}"].mean())

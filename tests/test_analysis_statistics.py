@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from entropy_lab.analysis.bootstrap import draw, interval, nan_median, recentred
+from entropy_lab.analysis.bootstrap import MANY_STEPS, draw, interval, nan_median, recentred, unit
 from entropy_lab.analysis.statistics import (
     DistinctCount,
     TailQuantile,
@@ -161,6 +161,21 @@ def test_draws_differ_by_seed_and_agree_for_equal_seeds() -> None:
     np.testing.assert_array_equal(one.counts, same.counts)
     assert (one.chosen != other.chosen).any()
     assert (one.counts.sum(axis=2) == groups[:, None]).all()  # each resample has as many groups
+    many = draw(np.arange(1, MANY_STEPS + 1))
+    assert many.steps_only and many.counts.shape[1] == 1  # groups stay as they are
+    np.testing.assert_array_equal(many.counts[:, 0].sum(axis=1), np.arange(1, MANY_STEPS + 1))
+
+
+def test_an_interval_over_few_units_is_as_wide_as_students() -> None:
+    """The mean of n values: the t interval, which the plain percentiles fall short of."""
+    values = np.random.default_rng(10).normal(size=12)
+    draws = draw(np.ones(12, np.int64), replicates=20000)
+    means = values[draws.chosen].mean(axis=1)
+    expected = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(draws.interval(means, 12), expected, atol=0.06)
+    assert np.ptp(interval(means)) < 0.92 * np.ptp(draws.interval(means, 12))
+    assert unit(MANY_STEPS) == "bootstrap over steps"
+    assert unit(3, False) == "two-stage bootstrap: steps, then responses"
 
 
 def test_totals_add_up_the_chosen_resamples() -> None:

@@ -72,7 +72,7 @@ def test_list_names_what_it_lists_in_one_line_each(what: str, names: list[str]) 
         assert len(words[name].split()) > 2  # a name and what it is
 
 
-@pytest.mark.parametrize("command", ["train", "analyze", "plot", "list"])
+@pytest.mark.parametrize("command", ["train", "analyze", "plot", "doctor", "list"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = RUNNER.invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0

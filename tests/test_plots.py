@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from entropy_lab.analysis import analyze
+from entropy_lab.analysis import analyze, read_tables
 from entropy_lab.analysis.tables import QUADRANTS
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.plots import PLOTS, draw, make, svg
@@ -46,6 +46,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tables(run: Path) -> Tables:
     return analyze([run]).tables
+
+
+@pytest.fixture(scope="module")
+def deep_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("deep") / "run"
+    write_run(path, steps=12, deep_every=2, held_out=False)
+    analyze([path])
+    return path
+
+
+@pytest.fixture(scope="module")
+def all_tables(deep_run: Path, tables: Tables) -> Tables:
+    deep = {table for plot in PLOTS.values() if plot.deep for table in plot.needs}
+    return tables | read_tables([deep_run], deep)
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +144,8 @@ def test_regions_show_means_and_shares_of_the_table(tables: Tables) -> None:
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_captions_say_how_many_rows_and_what_is_resampled(tables: Tables, name: str) -> None:
-    caption = make(name, tables).caption
+def test_captions_say_how_many_rows_and_what_is_resampled(all_tables: Tables, name: str) -> None:
+    caption = make(name, all_tables).caption
     assert "n = " in caption
     unit = "the run" if name == "entropy_reward" else "two-stage bootstrap: steps, then prompt"
     assert unit in caption
@@ -139,10 +153,10 @@ def test_captions_say_how_many_rows_and_what_is_resampled(tables: Tables, name: 
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_figures_need_only_their_tables_and_embed_their_fonts(
-    run: Path, tables: Tables, tmp_path: Path, name: str
+    deep_run: Path, all_tables: Tables, tmp_path: Path, name: str
 ) -> None:
-    make(name, {table: tables[table] for table in PLOTS[name].needs})
-    pdf, png = draw(name, run, tmp_path)
+    make(name, {table: all_tables[table] for table in PLOTS[name].needs})
+    pdf, png = draw(name, deep_run, tmp_path)
     assert b"/FontFile2" in pdf.read_bytes()  # TrueType, not Type 3
     with Image.open(png) as image:
         assert image.width > 1000

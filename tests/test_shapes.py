@@ -20,7 +20,6 @@ from entropy_lab.interventions import make_method, plan_step
 from entropy_lab.loss import LossOutput, TokenShare, policy_loss, token_share
 from entropy_lab.predictors import PREDICTORS
 from entropy_lab.stats import Moments, state_hash
-from entropy_lab.stats.moments import Moments
 from entropy_lab.types import TokenBatch, TokenGrad, TokenPlan, TokenStats
 from shapes import (
     fault,
@@ -235,14 +234,6 @@ def arguments() -> dict[str, dict[str, Any]]:
         "stats.moments.Moments.of": {"z": logits, "at_least": logits[..., 0]},
         "stats.moments.Moments.merge": {"self": moments, "other": moments},
         "stats.moments.Moments.stats": {"self": moments, "z_a": logits[..., 0]},
-        "stats.linear.linear_token_stats": {
-            "hidden": logits[..., :5],
-            "weight": logits[0, :, :5],
-            "token_id": batch.token_id.clamp(max=T - 1),
-        },
-        "stats.moments.Moments.of": {"z": logits, "at_least": stats.logp},
-        "stats.moments.Moments.merge": {"self": moments, "other": moments},
-        "stats.moments.Moments.stats": {"self": moments, "z_a": stats.logp},
         "stats.derived.entropy_slopes": {"stats": stats},
         "stats.derived.quadrant": {**signs, "entropy": stats.entropy},
         "stats.state.mix64": {"x": batch.state},

@@ -5,16 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from entropy_lab.analysis.belief import largest
+from entropy_lab.analysis.bootstrap import MANY_STEPS
 from entropy_lab.analysis.scan import Scan
+from entropy_lab.analysis.strata import reversals
 from entropy_lab.analysis.tables import FIRST_STEP
 from entropy_lab.record import Run
 from entropy_lab.record.schema import PATH_PREDICTORS
 
 AUDIT_LIMIT = 1e-3  # above it, part of the gradient does not pass through logp and entropy
-FEW_STEPS = 10
 
 
-def caveats(run: Run, steps: pd.DataFrame, found: Scan | None, has_groups: bool) -> list[dict]:
+def caveats(
+    run: Run,
+    steps: pd.DataFrame,
+    found: Scan | None,
+    has_groups: bool,
+    validation: pd.DataFrame,
+) -> list[dict]:
     """Rows of the table `warnings`, the gravest first, without the run's name."""
     rows = _files(run) + _measurement(steps)
     if found is None:
@@ -25,6 +33,7 @@ def caveats(run: Run, steps: pd.DataFrame, found: Scan | None, has_groups: bool)
             )
         )
         return rows
+    rows += [_warning(text) for text in reversals(validation)]
     return rows + _coverage(found, has_groups)
 
 
@@ -51,7 +60,7 @@ def _files(run: Run) -> list[dict]:
 
 def _measurement(steps: pd.DataFrame) -> list[dict]:
     rows = []
-    audit = _largest(steps, "gradient_audit")
+    audit = largest(steps, "gradient_audit")
     if audit > AUDIT_LIMIT:
         rows.append(
             _warning(
@@ -60,7 +69,7 @@ def _measurement(steps: pd.DataFrame) -> list[dict]:
                 "shifted mask), so closed forms miss it"
             )
         )
-    repeat = _largest(steps, "repeat_max")
+    repeat = largest(steps, "repeat_max")
     if repeat > 0:
         rows.append(
             _warning(
@@ -73,13 +82,6 @@ def _measurement(steps: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def _largest(steps: pd.DataFrame, name: str) -> float:
-    if name not in steps:
-        return float("nan")
-    values = pd.to_numeric(steps[name], errors="coerce").dropna()
-    return float(values.max()) if len(values) else float("nan")
-
-
 def _coverage(found: Scan, has_groups: bool) -> list[dict]:
     rows = []
     used = [s for s in found.train.steps if s >= found.first]
@@ -87,11 +89,11 @@ def _coverage(found: Scan, has_groups: bool) -> list[dict]:
         rows.append(
             _warning(f"no probed step >= {FIRST_STEP}: correlations are of the first steps")
         )
-    if len(used) < FEW_STEPS:
+    if len(used) < MANY_STEPS:
         rows.append(_warning(f"only {len(used)} probed steps: intervals are rough"))
     if not has_groups:
         rows.append(
-            _note("responses without samples rows: the bootstrap resamples responses, not groups")
+            _note("responses without samples rows: each response stands for its prompt group")
         )
     if found.dropped:
         rows.append(_note(f"{found.dropped} token rows could not be scored and were left out"))

@@ -45,6 +45,14 @@ def curves(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     return frame("curves", data)
 
 
+def policy_change(rows: pd.DataFrame) -> float:
+    """Mean dH_heldout of the steps of age 0: what a step did to the policy's entropy."""
+    if "dH_heldout" not in rows:
+        return float("nan")
+    change = pd.to_numeric(rows["dH_heldout"], errors="coerce")
+    return float(change[rows["age"] == 0].mean() if "age" in rows else change.mean())
+
+
 def edges(values: pd.Series) -> tuple[float, float]:
     """Mean of the first and of the last five steps with a value; NaN without any."""
     known = values.dropna().to_numpy(dtype=np.float64)

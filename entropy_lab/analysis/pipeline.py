@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entropy_lab.analysis import bootstrap, curves, where
+from entropy_lab.analysis.belief import belief, noise_floor
+from entropy_lab.analysis.budget import BudgetSums
 from entropy_lab.analysis.caveats import caveats
 from entropy_lab.analysis.compare import comparison
+from entropy_lab.analysis.deep import deep_columns, deep_rows, deep_steps
+from entropy_lab.analysis.influence import InfluenceSums
 from entropy_lab.analysis.rows import Columns, Groups, needed
 from entropy_lab.analysis.scan import Scan, measure_ranges, scan
+from entropy_lab.analysis.store import write_tables
+from entropy_lab.analysis.strata import strata
 from entropy_lab.analysis.tables import (
     FIRST_STEP,
     PREDICTOR_PREFIX,
@@ -26,7 +32,6 @@ from entropy_lab.analysis.tables import (
     frame,
     ordered_predictors,
     records,
-    write_tables,
 )
 from entropy_lab.analysis.validate import validation, validation_steps
 from entropy_lab.analysis.verdict import verdict
@@ -58,7 +63,9 @@ def analyze(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> An
     overrides both. Raises RunError for a directory that
     is not a run, holds no finished step, is damaged beyond reading, or cannot be written.
     """
-    paths = [p for p in dict.fromkeys(Path(d) for d in run_dirs) if not _is_comparison(p)]
+    # One run under two spellings is one run.
+    given = {Path(d).resolve(): Path(d) for d in reversed(run_dirs)}
+    paths = [p for p in reversed(given.values()) if not _is_comparison(p)]
     if not paths:
         raise RunError("no run given: name at least one run directory")
     runs = [open_run(path) for path in paths]
@@ -102,10 +109,12 @@ def _analyze_run(run: Run, name: str) -> Tables:
     method = str((config.get("method") or {}).get("name") or name)
     groups = _groups(run)
     found = _scan(run, rows, groups)
-    unit = bootstrap.UNIT if len(groups.uid) else "two-stage bootstrap: steps, then responses"
-    tables = _token_tables(found, unit)
+    grouped = groups.known
+    used = [s for s in found.train.steps if s >= found.first] if found else []
+    unit = bootstrap.unit(len(used), grouped)
+    tables = _token_tables(found, unit, grouped) | _deep_tables(run, rows, found, groups)
     tables["curves"] = curves.curves(rows, method)
-    tables["warnings"] = frame("warnings", caveats(run, rows, found, len(groups.uid) > 0))
+    tables["warnings"] = frame("warnings", caveats(run, rows, found, grouped, tables["validation"]))
     row = {
         "path": str(run.path),
         "method": method,
@@ -121,9 +130,10 @@ def _analyze_run(run: Run, name: str) -> Tables:
     return tables
 
 
-def _token_tables(found: Scan | None, unit: str) -> Tables:
+def _token_tables(found: Scan | None, unit: str, grouped: bool) -> Tables:
     names = (
-        "validation", "validation_steps", "quadrants", "regions", "density", "density_panels"
+        "validation", "validation_steps", "strata", "quadrants", "regions", "density",
+        "density_panels",
     )  # fmt: skip
     if found is None:
         return {name: frame(name, []) for name in names}
@@ -134,11 +144,26 @@ def _token_tables(found: Scan | None, unit: str) -> Tables:
     return {
         "validation": table,
         "validation_steps": validation_steps(found),
+        "strata": strata(found, grouped),
         "quadrants": quadrants,
         "regions": regions,
         "density": where.density(found),
         "density_panels": where.density_panels(found, table, unit),
     }
+
+
+def _deep_tables(run: Run, rows: pd.DataFrame, found: Scan | None, groups: Groups) -> Tables:
+    deep = deep_steps(found, rows) if found else {}
+    forms = ordered_predictors(set().union(*deep.values()))
+    budget, influence = BudgetSums.of(forms), InfluenceSums()
+    if deep:
+        columns = deep_columns(run.columns("tokens"), forms)
+        blocks = _blocks(run, columns, list(deep))
+        for step in deep_rows(blocks, groups, _chances(rows)):
+            budget.add(step)
+            influence.add(step)
+    grouped = groups.known
+    return {"budget": budget.table(grouped), "influence": influence.table(grouped)}
 
 
 def _groups(run: Run) -> Groups:
@@ -162,18 +187,31 @@ def _scan(run: Run, steps: pd.DataFrame, groups: Groups) -> Scan | None:
     rows = sum(pq.read_metadata(path).num_rows for path in run.token_files)
 
     def blocks(names: Sequence[str]) -> Iterator[tuple[int, Columns]]:
-        for step, table in run.iter_steps(names):
-            yield step, {name: _numpy(table[name]) for name in names}
+        return _blocks(run, names)
 
-    chances: dict[int, float] = {}
-    if "inclusion_prob" in steps:
-        known = steps[["step", "inclusion_prob"]].dropna()
-        known = known[known["inclusion_prob"].between(0, 1, inclusive="right")]
-        chances = dict(zip(known["step"].astype(int), known["inclusion_prob"], strict=True))
     ranges = measure_ranges(blocks, predictors, first, rows)
+    floor = noise_floor(steps)
     return scan(
-        blocks, columns, predictors, groups, lambda s: chances.get(s, 1.0), first, ranges, rows
-    )
+        blocks, columns, predictors, groups, _chances(steps), first, ranges, rows,
+        floor if math.isfinite(floor) else 0.0,
+    )  # fmt: skip
+
+
+def _blocks(
+    run: Run, names: Sequence[str], steps: list[int] | None = None
+) -> Iterator[tuple[int, Columns]]:
+    for step, table in run.iter_steps(names, steps):
+        yield step, {name: _numpy(table[name]) for name in names}
+
+
+def _chances(steps: pd.DataFrame) -> Callable[[int], float]:
+    """Inclusion probability of a step's rows that have no sample."""
+    if "inclusion_prob" not in steps:
+        return lambda step: 1.0
+    known = steps[["step", "inclusion_prob"]].dropna()
+    known = known[known["inclusion_prob"].between(0, 1, inclusive="right")]
+    chances = dict(zip(known["step"].astype(int), known["inclusion_prob"], strict=True))
+    return lambda step: chances.get(step, 1.0)
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
@@ -186,7 +224,6 @@ def _summary(tables: Tables, rows: pd.DataFrame, found: Scan | None) -> dict[str
     data = tables["curves"]
     within = records(tables["validation"], scope="within_step", stratum="all")
     entropy, reward = (curves.edges(data[c]) for c in ("entropy_token_mean", "reward"))
-    audit = pd.to_numeric(rows.get("gradient_audit", pd.Series(dtype=float)), errors="coerce")
     return {
         "steps": len(data),
         "probed_steps": len(found.train.steps) if found else 0,
@@ -197,8 +234,8 @@ def _summary(tables: Tables, rows: pd.DataFrame, found: Scan | None) -> dict[str
         "reward_first": reward[0],
         "reward_last": reward[1],
         "dH_train": float(data["dH_train"].mean()),
-        "dH_heldout": float(data["dH_heldout"].mean()),
-        "gradient_audit": float(audit.max()) if audit.notna().any() else float("nan"),
+        "dH_heldout": curves.policy_change(rows),
+        **belief(rows, found),
         "best_predictor": max(within, key=lambda r: r["pcc"])["predictor"] if within else "",
     }
 
@@ -223,10 +260,7 @@ def _json(tables: Tables, run: str) -> dict[str, Any]:
         "unique_states": int(row["unique_states"]),
         "entropy": {"first": _number(row["entropy_first"]), "last": _number(row["entropy_last"])},
         "predictors": predictors,
-        "floor": None,
-        "ceiling": None,
-        "identity_error": None,
-        "gradient_audit": _number(row["gradient_audit"]),
+        **{k: _number(row[k]) for k in ("floor", "ceiling", "identity_error", "gradient_audit")},
     }
 
 

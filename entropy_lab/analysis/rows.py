@@ -27,6 +27,8 @@ _H_EDGES = np.array(ENTROPY_EDGES[1:-1], dtype=np.float32)
 CODES = len(QUADRANTS) * _P * _H  # every row lies in one quadrant x probability x entropy cell
 CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `validation`
 STRATA = (*CORRELATED, *entropy_names())
+POSITION_EDGES = (0, 1, 4, 16, 64, 256)  # each bin starts here, the last is open
+POSITIONS = ("0", "1-3", "4-15", "16-63", "64-255", "256-")
 BASE = ("n", "w", "wy", "wyy", "way", "wh")  # w = weight, y = dH, ay = |dH|, h = entropy
 
 
@@ -61,6 +63,11 @@ class Groups:
         probability = np.asarray(samples.get("inclusion_prob", np.full(len(uid), np.nan)))
         return cls(uid[order], group[order], probability[order].astype(np.float64))
 
+    @property
+    def known(self) -> bool:
+        """Whether responses are grouped at all; without groups each response is its own."""
+        return bool((self.group != self.uid).any())
+
     def find(self, uid: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Group and probability; a response without a sample is its own group, probability NaN."""
         if len(self.uid) == 0:
@@ -75,7 +82,8 @@ class StepRows:
     """The usable rows (n,) of one step: training rows, or held-out rows.
 
     y: dH. x: predictor -> predicted dH, finite everywhere (a predictor that is not is absent).
-    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability.
+    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability. position: bin of
+    POSITIONS.
     """
 
     step: int
@@ -87,6 +95,7 @@ class StepRows:
     groups: int
     weight: NDArray[np.float64]
     state: NDArray[np.int64] | None
+    position: NDArray[np.int64] | None = None
 
 
 def usable(columns: Columns) -> NDArray[np.bool_]:
@@ -109,7 +118,7 @@ def _select(
     step: int, columns: Columns, keep: NDArray[np.bool_], groups: Groups, probability: float
 ) -> StepRows:
     picked = columns if keep.all() else {name: v[keep] for name, v in columns.items()}
-    group, count, weight = _groups(picked["uid"], groups, probability)
+    group, count, weight = group_index(picked["uid"], groups, probability)
     forms = {k: v for k, v in picked.items() if k.startswith(PREDICTOR_PREFIX)}
     return StepRows(
         step=step,
@@ -125,12 +134,14 @@ def _select(
         groups=count,
         weight=weight,
         state=picked.get("state"),
+        position=_position(picked.get("pos")),
     )
 
 
-def _groups(
+def group_index(
     uid: NDArray[np.int64], groups: Groups, probability: float
 ) -> tuple[NDArray[np.int64], int, NDArray[np.float64]]:
+    """(group of each row as 0..count-1, count, weight of each row) of rows sorted by uid."""
     # Rows of a response stand together, so only the first of each run is looked up.
     if len(uid) == 0:
         return np.empty(0, np.int64), 0, np.empty(0)
@@ -151,7 +162,11 @@ def _code(columns: Columns) -> NDArray[np.int64]:
     return (region * _P + p) * _H + h
 
 
+def _position(pos: NDArray | None) -> NDArray[np.int64] | None:
+    return None if pos is None else np.searchsorted(POSITION_EDGES, pos, side="right") - 1
+
+
 def needed(predictors: Sequence[str]) -> list[str]:
     """The token columns that the scan reads."""
-    base = ["uid", "state", "flags", "advantage", "logp", "entropy", "dH"]
+    base = ["uid", "pos", "state", "flags", "advantage", "logp", "entropy", "dH"]
     return base + [PREDICTOR_PREFIX + name for name in predictors]

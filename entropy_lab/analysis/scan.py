@@ -15,6 +15,7 @@ from entropy_lab.analysis.rows import (
     HELD_OUT_MEMBER,
     HELD_OUT_STRATA,
     MEMBER,
+    POSITIONS,
     STRATA,
     Columns,
     Groups,
@@ -45,11 +46,12 @@ class Side:
     """What is kept of the training rows, or of the held-out rows.
 
     cells[s] (groups, strata, columns): BASE, then wx, wxx, wxy of every predictor (NaN where it
-    is absent). trimmed[s], trimmed_within[s] (correlated strata, predictors, 6): PAIR_SUMS of the
-    rows up to the step's TRIM quantile of |dH|, and the same of deviations from group means.
-    signs[s] (strata, predictors, 2): weight of equal signs, weight of pairs without a zero.
-    srcc[s] (strata, predictors). tail (strata, predictors, 6): PAIR_SUMS beyond the run's TRIM
-    quantile, steps from `first` on. kept: (code, y, x...) of evenly spaced rows.
+    is absent). positions[s] (groups, POSITIONS, columns): the same by position. trimmed[s],
+    trimmed_within[s] (correlated strata, predictors, 6): PAIR_SUMS of the rows up to the step's
+    TRIM quantile of |dH|, and the same of deviations from group means. signs[s] (strata,
+    predictors, 2): weight of equal signs, weight of pairs without a zero. srcc[s] (strata,
+    predictors). tail (strata, predictors, 6): PAIR_SUMS beyond the run's TRIM quantile, steps
+    from `first` on. kept: (code, y, x...) of evenly spaced rows.
     """
 
     strata: tuple[str, ...]
@@ -57,6 +59,7 @@ class Side:
     correlated: int  # the first strata, which have correlations
     steps: list[int] = field(default_factory=list)
     cells: list[Array] = field(default_factory=list)
+    positions: list[Array] = field(default_factory=list)
     trimmed: list[Array] = field(default_factory=list)
     trimmed_within: list[Array] = field(default_factory=list)
     signs: list[Array] = field(default_factory=list)
@@ -79,6 +82,7 @@ class Scan:
     ranges: dict[str, float]
     tokens: int = 0
     dropped: int = 0
+    under_floor: float = 0.0  # weight of the training rows with |dH| below two floors
     states: DistinctCount = field(default_factory=DistinctCount)
     absent: dict[str, int] = field(default_factory=dict)
 
@@ -120,6 +124,7 @@ def scan(
     first: int,
     ranges: Ranges,
     rows: int,
+    floor: float = 0.0,
 ) -> Scan:
     """Second pass: sums per step, stratum and prompt group, densities and distinct states."""
     shape = (len(CORRELATED), len(predictors), len(PAIR_SUMS))
@@ -137,8 +142,10 @@ def scan(
         train, held_out = split(step, block, groups, probability(step))
         out.tokens += len(train.y)
         out.dropped += len(block["dH"]) - len(train.y) - len(held_out.y)
-        if train.state is not None:
+        if train.state is not None and train.state.any():  # all zero: the loop gave none
             out.states.add(train.state)
+        if step >= first:
+            out.under_floor += float(train.weight[np.abs(train.y) < 2 * floor].sum())
         for side, part, limit in (
             (out.train, train, ranges.y),
             (out.held_out, held_out, ranges.y_held_out),
@@ -161,6 +168,10 @@ def _reduce(side: Side, part: StepRows, predictors: list[str], limit: float | No
     whole = _sums(side, part, predictors)
     side.steps.append(part.step)
     side.cells.append(whole)
+    if part.position is not None and limit is not None:
+        cell = part.group * len(POSITIONS) + part.position
+        shape = part.groups, len(POSITIONS)
+        side.positions.append(_columns(part, predictors, cell, shape))
     side.signs.append(_signs(side, part, predictors))
     side.srcc.append(_rank_correlations(side, part, predictors))
     step_tail = _pick(part, size > np.quantile(size, TRIM))
@@ -171,16 +182,23 @@ def _reduce(side: Side, part: StepRows, predictors: list[str], limit: float | No
     if limit is not None:
         beyond = pair_sums(_sums(side, _pick(part, size > limit), predictors))
         side.tail += beyond[:, : side.correlated].sum(axis=0)
-        if part.state is not None:
+        if part.state is not None and part.state.any():
             side.states.add(part.state)
 
 
 def _sums(side: Side, part: StepRows, predictors: list[str]) -> Array:
-    cell = part.group * CODES + part.code
-    length = part.groups * CODES
+    sums = _columns(part, predictors, part.group * CODES + part.code, (part.groups, CODES))
+    return np.einsum("gck,cs->gsk", sums, side.member, optimize=True)
+
+
+def _columns(
+    part: StepRows, predictors: list[str], cell: NDArray[np.int64], shape: tuple[int, int]
+) -> Array:
+    """BASE, then wx, wxx, wxy of every predictor, summed in each cell: (*shape, columns)."""
 
     def total(values: Array | None) -> Array:
-        return np.bincount(cell, values, length).reshape(part.groups, CODES) @ side.member
+        sums = np.bincount(cell, values, shape[0] * shape[1])
+        return sums.reshape(shape).astype(np.float64, copy=False)
 
     w = part.weight
     wy = w * part.y
@@ -188,7 +206,7 @@ def _sums(side: Side, part: StepRows, predictors: list[str]) -> Array:
     sums = [total(c) for c in columns]
     for name in predictors:
         if name not in part.x:
-            sums += [np.full_like(sums[0], np.nan)] * 3
+            sums += [np.full(shape, np.nan)] * 3
             continue
         x = part.x[name].astype(np.float64)
         sums += [total(w * x), total(w * x * x), total(wy * x)]

@@ -60,6 +60,15 @@ def without(whole: Array, part: Array) -> Array:
     return rest
 
 
+def stacked(parts: list[Array]) -> tuple[Array, NDArray[np.int64]]:
+    """Per-step sums (groups, ...) to (S, G, ...), empty groups zero, and the groups (S,)."""
+    groups = np.array([len(part) for part in parts], dtype=np.int64)
+    out = np.zeros((len(parts), int(groups.max(initial=1)), *parts[0].shape[1:]))
+    for row, part in enumerate(parts):
+        out[row, : len(part)] = part
+    return out, groups
+
+
 def ranks(values: NDArray[np.floating]) -> Array:
     """Ranks 1..n of a vector; equal values share the mean of their ranks."""
     order = np.argsort(values)

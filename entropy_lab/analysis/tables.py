@@ -6,17 +6,11 @@ Entropies and their changes are in nats per token, dH > 0 means that entropy ros
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from entropy_lab.errors import RunError
 
 PREDICTOR_PREFIX = "dH_pred_"
 # Bits of the token column `flags` and the sign regions, equal to those of types and stats (a
@@ -28,6 +22,7 @@ PROBABILITY_EDGES = (0.0, 0.1, 0.3, 0.7, 0.9, 0.99, 1.0)
 ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.3, 0.7, 1.5, float("inf"))
 FIRST_STEP = 5  # earlier steps are left out of correlations: the optimizer is still warming up
 TRIM = 0.99
+TOP = 0.01  # share of the tokens that a method would pick
 SCOPES = ("within_step", "pooled", "within_group")
 # From the least to the most that a form knows; any other predictor follows by name.
 CLOSED_FORMS = ("cov", "steer", "steer_released", "discriminant", "softmax", "softmax_state")
@@ -35,9 +30,27 @@ CLOSED_FORMS = ("cov", "steer", "steer_released", "discriminant", "softmax", "so
 PREDICTOR_ORDER = (*CLOSED_FORMS, "head", "last_block", "jvp_grad", "jvp")
 # Columns dH_pred_* that are terms of a change or a second estimate of one, not predictions.
 TERMS = ("second_order", "slope", "jvp_momentum", "jvp_decay")
+# The rungs of the error budget from the bottom up, and what each takes in that the one below
+# leaves out; the change itself is the last.
+LADDER = {
+    "steer_released": "the released code",
+    "steer": "the theorem instead of the code",
+    "softmax": "off-action terms",
+    "softmax_state": "repeated states",
+    "jvp_grad": "parameter sharing and preconditioning",
+    "jvp": "earlier batches and decay",
+    "dH": "curvature",
+}
+BESIDE = ("cov", "head", "last_block")  # forms beside the ladder: they add to no rung
+TARGETS = ("dH", "influence", "influence_marginal")
 
 _RUN = {"run": "name of the run directory"}
 _BAND = {"lo": "lower end of the 95 % interval", "hi": "upper end of the 95 % interval"}
+
+
+def _banded(name: str, meaning: str) -> dict[str, str]:
+    return {name: meaning, f"{name}_lo": _BAND["lo"], f"{name}_hi": _BAND["hi"]}
+
 
 TABLES: dict[str, dict[str, str]] = {
     "summary": _RUN
@@ -55,7 +68,13 @@ TABLES: dict[str, dict[str, str]] = {
         "reward_first": "mean reward of the first five steps",
         "reward_last": "mean reward of the last five steps",
         "dH_train": "mean over steps of dH_train",
-        "dH_heldout": "mean over steps of dH_heldout",
+        "dH_heldout": "mean dH_heldout of the steps of age 0, the change of the policy",
+        "floor": "noise floor: rms of dH - dH in float64 over the rows of all floor steps, nats",
+        "ceiling": "largest within-step PCC that the floor leaves possible: median over steps of "
+        "sqrt(1 - floor^2 / var dH)",
+        "under_floor": "share of the training tokens with |dH| below two floors",
+        "identity_error": "largest error of the sum of influence and its terms of any deep step, "
+        "relative to the sum of absolute terms",
         "gradient_audit": "largest gradient audit of any step",
         "best_predictor": "largest within-step PCC",
         "unit": "what the intervals resample",
@@ -171,6 +190,52 @@ TABLES: dict[str, dict[str, str]] = {
         "abs_share": "share of the sum of |dH|",
         "unit": "what the intervals resample",
     },
+    "strata": _RUN
+    | {
+        "kind": "entropy, advantage, position or stage (quadrants and bins of the probability are "
+        "in validation)",
+        "stratum": "H[lo,hi); A > 0, A < 0; token positions in the response; thirds of the steps",
+        "predictor": "dH_pred_<predictor>",
+        "n": "token rows",
+        "steps": "steps with a value",
+        **_banded("pcc", "Pearson correlation with dH, median over steps"),
+        "slope": "least-squares factor through the origin, median over steps",
+        "unit": "what the interval resamples",
+    },
+    "budget": _RUN
+    | {
+        "form": "dH_pred_<form>, or dH itself",
+        "rung": "1 is the lowest; 0: beside the ladder",
+        "adds": "what this rung takes in that the one below leaves out",
+        "n": "token rows",
+        "steps": "deep steps, the same ones for all rungs",
+        "slope": "least-squares factor of dH on the form, median over steps; every form is scaled "
+        "by that of its step before it is compared",
+        **_banded("pcc", "Pearson correlation with dH, median over steps"),
+        **_banded("explained", "share of the variance of dH in a step, PCC^2, mean over steps"),
+        **_banded("added", "explained less that of the rung below; adds up to 1 over the ladder"),
+        "difference": "variance of the difference to the rung below, both scaled, over the "
+        "variance of dH, mean over steps",
+        "unit": "what the intervals resample",
+    },
+    "influence": _RUN
+    | {
+        "target": "dH, influence or influence_marginal",
+        "kind": "form: dH_pred_<predictor>; push-free: the form without the token's push c",
+        "predictor": "name of the form",
+        "n": "token rows",
+        "steps": "deep steps",
+        **_banded("pcc", "Pearson correlation with the target, median over steps"),
+        **_banded("srcc", "Spearman correlation, median over steps"),
+        **_banded("sign", "share of equal signs where neither side is zero, median over steps"),
+        **_banded(
+            "capture",
+            "share of the sum of |target| in the 1 % of the tokens with the largest "
+            "|score|, median over steps",
+        ),
+        **_banded("oracle", "the same for the largest |target|: as much as any score can hold"),
+        "unit": "what the intervals resample",
+    },
     "comparison": {
         "level": "run, or method (mean over its runs)",
         "name": "run or method",
@@ -229,71 +294,3 @@ def records(data: pd.DataFrame, **equal: object) -> list[Row]:
     """The rows whose columns have the given values, as dicts, in order."""
     rows: list[Row] = [{str(k): v for k, v in row.items()} for row in data.to_dict("records")]
     return [row for row in rows if all(row[k] == v for k, v in equal.items())]
-
-
-def write_tables(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write every table as OUT/<name>.parquet, whole files only.
-
-    Raises RunError where OUT cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, data in tables.items():
-            _write(out / f"{name}.parquet", data, TABLES[name])
-    except OSError as error:
-        raise RunError(f"cannot write the analysis to {out}: {error.strerror or error}") from error
-
-
-def _write(path: Path, data: pd.DataFrame, meanings: Mapping[str, str]) -> None:
-    table = pa.Table.from_pandas(data, preserve_index=False)
-    fields = [
-        f.with_metadata({"meaning": meanings.get(f.name, "step mean of that predictor")})
-        for f in table.schema
-    ]
-    temporary = path.with_suffix(".parquet.tmp")
-    pq.write_table(table.cast(pa.schema(fields)), temporary, compression="zstd")
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def read_tables(folders: Sequence[Path], names: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """The named tables of one or more analysis folders, rows of all folders together.
-
-    A folder may be a run directory; its analysis/ is taken then. Raises RunError naming the
-    command that makes a missing table.
-    """
-    homes = [_home(Path(folder)) for folder in folders]
-    return {name: pd.concat([_read(h, name) for h in homes], ignore_index=True) for name in names}
-
-
-def _home(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise RunError(f"{folder} is not a directory: give a run or the --out of an analysis")
-    if not (folder / "run.json").exists():
-        return folder
-    if not (folder / "analysis" / "summary.parquet").exists():
-        raise RunError(f"{folder} is not analyzed yet: run `entropy-lab analyze {folder}` first")
-    return folder / "analysis"
-
-
-def _read(folder: Path, name: str) -> pd.DataFrame:
-    path = folder / f"{name}.parquet"
-    if not path.exists():
-        raise RunError(
-            f"{folder} has no {path.name}: make it with `entropy-lab analyze RUN_DIR`"
-            + (" of several runs" if name == "comparison" else "")
-        )
-    try:
-        data = pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RunError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): run `entropy-lab analyze` again"
-        ) from error
-    missing = [column for column in TABLES[name] if column not in data]
-    if missing:
-        raise RunError(
-            f"{path} has no column {missing[0]!r}: another version made it, run "
-            "`entropy-lab analyze` again"
-        )
-    return data

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.bootstrap import Draws, draw, interval, nan_median, recentred
+from entropy_lab.analysis.bootstrap import Draws, draw, nan_median, recentred
 from entropy_lab.analysis.scan import MIN_ROWS, Scan, Side, pair_sums
 from entropy_lab.analysis.statistics import (
     centred,
@@ -16,6 +16,7 @@ from entropy_lab.analysis.statistics import (
     pearson,
     slope_through_origin,
     spearman,
+    stacked,
     without,
 )
 from entropy_lab.analysis.tables import SCOPES, frame
@@ -41,10 +42,12 @@ class Padded:
 
     def cells(self, stratum: int) -> Array:
         """(S, G, columns) of one stratum."""
-        width = self.side.cells[0].shape[-1]
-        out = np.zeros((len(self.at), int(self.groups.max(initial=1)), width))
-        for row, i in enumerate(self.at):
-            out[row, : self.groups[row]] = self.side.cells[i][:, stratum]
+        out, _ = stacked([self.side.cells[i][:, stratum] for i in self.at])
+        return out
+
+    def positions(self, place: int) -> Array:
+        """(S, G, columns) of one bin of POSITIONS."""
+        out, _ = stacked([block[:, place] for block in self.side.positions])
         return out
 
     def of_steps(self, values: list[Array]) -> Array:
@@ -129,10 +132,11 @@ class _Stratum:
         sums = np.where(used[:, None], pairs.sum(axis=1), 0.0)
         value = pearson(sums)
         pool = pearson(self.draws.pool(pairs))
-        low, high = interval(self.draws.medians(pool, value))
+        steps = int(np.isfinite(value).sum())
+        low, high = self.draws.interval(self.draws.medians(pool, value), steps)
         return {
             "n": int(self.rows[used].sum()),
-            "steps": int(np.isfinite(value).sum()),
+            "steps": steps,
             "pcc": _middle(value),
             "pcc_lo": low,
             "pcc_hi": high,
@@ -144,11 +148,12 @@ class _Stratum:
         total = self.pairs.sum(axis=(0, 1))
         value = float(pearson(total))
         replicates = pearson(self.draws.totals(self.draws.pool(self.pairs)))
-        low, high = interval(recentred(replicates, value))
+        steps = int((self.rows > 0).sum())
+        low, high = self.draws.interval(recentred(replicates, value), steps)
         y, x = self.kept[:, np.isfinite(self.kept[1])]
         return {
             "n": int(self.rows.sum()),
-            "steps": int((self.rows > 0).sum()),
+            "steps": steps,
             "pcc": value,
             "pcc_lo": low,
             "pcc_hi": high,

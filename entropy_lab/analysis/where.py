@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.bootstrap import interval
 from entropy_lab.analysis.rows import BASE
 from entropy_lab.analysis.scan import BINS, Scan
 from entropy_lab.analysis.tables import (
@@ -68,10 +67,12 @@ def _means(padded: Padded, part: Array, whole: Array) -> dict[str, float]:
     both = np.concatenate([part, whole[..., :1]], axis=-1)
     sums = padded.draws.totals(padded.draws.pool(both))  # (B, 3)
     here = both.sum(axis=(0, 1))
+    steps = int((both[..., 2].sum(axis=1) > 0).sum())
     out = {}
     for name, below in (("mean", 0), ("contribution", 2)):
         out[name] = float(_ratio(here[1], here[below]))
-        out[f"{name}_lo"], out[f"{name}_hi"] = interval(_ratio(sums[:, 1], sums[:, below]))
+        replicates = _ratio(sums[:, 1], sums[:, below])
+        out[f"{name}_lo"], out[f"{name}_hi"] = padded.draws.interval(replicates, steps)
     return out
 
 
@@ -97,7 +98,8 @@ def regions(found: Scan) -> pd.DataFrame:
             if not total[_N]:
                 continue
             sums = padded.draws.totals(padded.draws.pool(cells[..., [_W, _WY]]))
-            low, high = interval(_ratio(sums[:, 1], sums[:, 0]))
+            steps = int((cells[..., _N].sum(axis=1) > 0).sum())
+            low, high = padded.draws.interval(_ratio(sums[:, 1], sums[:, 0]), steps)
             rows.append(
                 {
                     "axis": axis,
@@ -105,7 +107,7 @@ def regions(found: Scan) -> pd.DataFrame:
                     "lo": edges[i],
                     "hi": edges[i + 1],
                     "n": int(total[_N]),
-                    "steps": int((cells[..., _N].sum(axis=1) > 0).sum()),
+                    "steps": steps,
                     "share": total[_W] / whole[_W],
                     "dH": total[_WY] / total[_W],
                     "dH_lo": low,

@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from entropy_lab.analysis.tables import read_tables
+from entropy_lab.analysis.store import read_tables
 from entropy_lab.errors import ConfigError, RunError
-from entropy_lab.plots import entropy_reward, predicted_vs_actual, quadrants, regions
+from entropy_lab.plots import (
+    entropy_reward,
+    error_budget,
+    influence_scores,
+    predicted_vs_actual,
+    quadrants,
+    regions,
+)
 from entropy_lab.plots.style import Drawing, Theme, add_caption, theme
 
 Tables = dict[str, pd.DataFrame]
@@ -20,15 +27,18 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Plot:
-    """needs: the analysis tables that `draw` reads."""
+    """needs: the analysis tables that `draw` reads; deep: their rows come from deep steps alone."""
 
     needs: tuple[str, ...]
     draw: Callable[[Tables], Drawing]
+    deep: bool = False
 
 
 PLOTS: dict[str, Plot] = {
     "predicted_vs_actual": Plot(predicted_vs_actual.NEEDS, predicted_vs_actual.draw),
     "entropy_reward": Plot(entropy_reward.NEEDS, entropy_reward.draw),
+    "error_budget": Plot(error_budget.NEEDS, error_budget.draw, deep=True),
+    "influence_scores": Plot(influence_scores.NEEDS, influence_scores.draw, deep=True),
     "quadrants": Plot(quadrants.NEEDS, quadrants.draw),
     "regions": Plot(regions.NEEDS, regions.draw),
 }
@@ -42,9 +52,11 @@ def make(name: str, tables: Tables) -> Drawing:
     plot = _plot(name)
     for table in plot.needs:
         if tables[table].empty:
+            what = "deep step" if plot.deep else "token rows"
+            key = "probe.deep_every = 10" if plot.deep else "probe.enabled = true"
             raise RunError(
                 f"{name} needs rows in {table}.parquet and it has none: the run recorded no "
-                "token rows (probe.enabled = true records them)"
+                f"{what} ({key} records them), or none of its dH differs from 0"
             )
     return plot.draw(tables)
 

@@ -87,7 +87,7 @@ def _caption(panels: pd.DataFrame) -> str:
     some = f" ({fewer['n'].max():,} of {fewer['steps'].max()} for path forms)" if len(fewer) else ""
     return (
         f"Predicted against measured entropy change of each token: n = {panels['n'].max():,} "
-        f"token rows of {panels['steps'].max()} steps{some}; at least {share:.1%} lie inside the panels. "
-        "Orange: best slope through the origin (all rows); dashed: y = x; both axes have their "
-        f"own scale. PCC: median within-step correlation, 95 % interval ({first['unit']})."
+        f"token rows of {panels['steps'].max()} steps{some}; at least {share:.1%} lie inside the "
+        "panels. Orange: best slope through the origin (all rows); dashed: y = x; both axes have "
+        f"their own scale. PCC: median within-step correlation, 95 % interval ({first['unit']})."
     )

@@ -19,9 +19,12 @@ from entropy_lab.report.html import Raw
 Tables = Mapping[str, pd.DataFrame]
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NAMED = ("position", "stage")  # kinds of strata whose bins do not name themselves
 HEADINGS = {
     "entropy_reward": "What happened",
     "predicted_vs_actual": "Predicted against measured",
+    "error_budget": "Where the predictions go wrong",
+    "influence_scores": "Whose push it was",
     "quadrants": "Which tokens did it",
     "regions": "Where the change lives",
 }
@@ -37,6 +40,7 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
     body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
     body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
     body += [_validation(tables, name, len(names) > 1) for name in names]
+    body += [sections["error_budget"], sections["influence_scores"]]
     body += [sections["quadrants"], sections["regions"]]
     body += [_strata(tables, name, len(names) > 1) for name in names]
     body.append(_foot(tables, command))
@@ -116,10 +120,21 @@ def _numbers(tables: Tables) -> str:
             ("dH, held-out", _short(row["dH_heldout"])),
             ("dH, own tokens", _short(row["dH_train"])),
             ("token rows", f"{row['tokens']:,}"),
-            ("unique states", f"{row['unique_states']:,}"),
+            ("unique states", f"{row['unique_states']:,}" if row["unique_states"] else "–"),
             ("gradient audit", _short(row["gradient_audit"])),
         ]
+    ) + _floor(row)
+
+
+def _floor(row: Row) -> str:
+    if not math.isfinite(row["floor"]):
+        return ""
+    text = (
+        f"Noise floor: {_short(row['floor'])} nats (rms against float64). "
+        f"{row['under_floor']:.1%} of the tokens have |dH| under two floors, so their sign and "
+        f"size are not known; no predictor can reach a PCC in a step above {row['ceiling']:.4g}."
     )
+    return f'<p class="note">{html.text(text)}</p>'
 
 
 def _validation(tables: Tables, run: str, several: bool) -> str:
@@ -165,8 +180,9 @@ def _strata(tables: Tables, run: str, several: bool) -> str:
         return ""
     predictors = list(dict.fromkeys(r["predictor"] for r in rows))
     cells: dict[str, dict[str, Row]] = {}
-    for r in rows:
-        cells.setdefault(r["stratum"], {})[r["predictor"]] = r
+    for r in [*rows, *records(tables["strata"], run=run)]:
+        kind = f"{r['kind']} {r['stratum']}" if r.get("kind") in _NAMED else r["stratum"]
+        cells.setdefault(kind, {})[r["predictor"]] = r
     lines = [
         [stratum, f"{max(r['n'] for r in found.values()):,}"]
         + [_band(found[p]) if p in found else "–" for p in predictors]

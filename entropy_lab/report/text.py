@@ -19,11 +19,16 @@ def summary_lines(tables: Tables) -> list[str]:
     (row,) = records(tables["summary"])
     lines = [
         f"{row['run']}: {row['method']}, {row['steps']} steps, {row['tokens']:,} token rows of "
-        f"{row['probed_steps']} probed steps, {row['unique_states']:,} unique states"
+        f"{row['probed_steps']} probed steps, {states(row['unique_states'])}"
     ]
     lines += str(row["verdict"]).splitlines()
     lines += _predictors(tables["validation"], str(row["unit"]))
     return lines + _warnings(tables["warnings"])
+
+
+def states(count: int) -> str:
+    """A count of states, or that the loop gave none."""
+    return f"{count:,} unique states" if count else "states not recorded"
 
 
 def _predictors(validation: pd.DataFrame, unit: str) -> list[str]:

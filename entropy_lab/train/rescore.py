@@ -14,6 +14,7 @@ from entropy_lab.errors import RunError
 from entropy_lab.record import open_run
 from entropy_lab.train.checkpoint import latest_checkpoint, load_checkpoint
 from entropy_lab.train.config import Config, config_from_dict
+from entropy_lab.train.launch import restored
 from entropy_lab.train.model import load_model, new_model
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.rollout import Responses
@@ -34,13 +35,15 @@ class Rescorer(NamedTuple):
 def open_rescorer(run_dir: Path | str) -> Rescorer:
     """The newest complete checkpoint of a run of the bundled trainer, at its own temperature.
 
-    Raises RunError where there is none or it is damaged, ConfigError where the settings in
-    run.json are not the bundled trainer's.
+    Raises RunError where there is none, it is damaged, or another trainer wrote the run.
     """
     path = latest_checkpoint(run_dir)
     if path is None:
         raise RunError(f"{run_dir} has no checkpoint")
-    config = config_from_dict(open_run(run_dir).info.get("config") or {}, "run.json")
+    settings = restored(open_run(run_dir).info.get("config") or {})
+    if not set(Config().to_dict()) <= set(settings):
+        raise RunError(f"{run_dir} is not a run of the bundled trainer")
+    config = config_from_dict(settings, "run.json")
     model, tokenizer = _skeleton(config)
     load_checkpoint(path, model)
     stats = make_score(model, config.rollout.temperature)
