@@ -19,7 +19,7 @@ demo: $(VENV)/.train  ## train the packaged demo (a few minutes on a CPU) and op
 	$(BIN)/entropy-lab train --out "$$out" $(ARGS) && $(BIN)/entropy-lab analyze "$$out"
 
 test: $(VENV)/.dev  ## run the tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
