@@ -15,6 +15,8 @@ import torch
 # One thread is faster on tensors this small, and two test processes do not fight for cores.
 torch.set_num_threads(1)
 os.environ.update(OMP_NUM_THREADS="1", MPLBACKEND="Agg", HF_HUB_OFFLINE="1")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,6 +27,8 @@ PURE = {
     "itertools", "math", "operator", "torch", "types", "typing",
     "jaxtyping",  # for the type checker alone: test_import_light refuses it at run time
 }  # fmt: skip
+# Imported only where a tensor lies on a CUDA device.
+PURE_AFTER_ALL = {("stats.kernels", "triton")}
 IMPURE_CALLS = {
     "open", "print", "input", "torch.save", "torch.load", "torch.seed", "torch.manual_seed",
     "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.set_rng_state",
@@ -77,7 +79,8 @@ def _import_fault(module: str, imported: str) -> str | None:
     own = module.split(".")[0]
     root, *rest = imported.split(".")
     if root != "entropy_lab":
-        if LAYER[own] <= 1 and root not in PURE:
+        pure = root in PURE or (module, root) in PURE_AFTER_ALL
+        if LAYER[own] <= 1 and not pure:
             return f"imports {root}, but layers 0 and 1 are pure"
         allowed = any(module.startswith(who) and root == what for who, what in MAY_AFTER_ALL)
         if root in WITHOUT.get(own, ()) and not allowed:
@@ -160,6 +163,7 @@ PLANTED = {
     "by a public name": ("train/loop.py", "from entropy_lab import Probe", "instead of its module"),
     "clock": ("loss.py", "import time", "imports time, but layers 0 and 1 are pure"),
     "file system": ("stats/x.py", "from pathlib import Path", "imports pathlib"),
+    "a kernel at large": ("stats/reference.py", "import triton", "imports triton, but layers 0"),
     "global seed": ("interventions/kl_cov.py", "torch.manual_seed(0)", "calls torch.manual_seed"),
     "global draw": ("interventions/x.py", "y = torch.rand(3)", "torch.rand without a generator"),
     "print": ("advantages.py", "print(1)", "calls print"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from entropy_lab.interventions import make_method, plan_step
 from entropy_lab.loss import LossOutput, TokenShare, policy_loss, token_share
 from entropy_lab.predictors import PREDICTORS
-from entropy_lab.stats import Moments, state_hash
+from entropy_lab.stats import Moments, kernels, state_hash
 from entropy_lab.types import TokenBatch, TokenGrad, TokenPlan, TokenStats
 from shapes import (
     fault,
@@ -211,10 +211,11 @@ def arguments() -> dict[str, dict[str, Any]]:
     [(plan, share)] = plan_step(method, [batch], [stats])
     output, grad = gradient(batch, stats, plan, share)
     moments = Moments.of(logits)
+    rows = logits[0].detach()
+    state = kernels.fold(None, rows, batch.token_id[0], 0)
     prompt = torch.arange(B * P).view(B, P)
     group = {"reward": batch.reward, "group": batch.group}
     step = {"batch": batch, "stats": stats}
-    moments = Moments.of(logits)
     closed_form = {**step, "grad": grad, "flags": output.flags, "lr": 1e-3}
     signs = {"advantage": batch.advantage, "logp": stats.logp}
     table: dict[str, dict[str, Any]] = {
@@ -230,6 +231,20 @@ def arguments() -> dict[str, dict[str, Any]]:
             "hidden": logits[..., :5],
             "weight": torch.ones(logits.shape[-1], 5, dtype=logits.dtype),
             "token_id": batch.token_id,
+        },
+        "stats.kernels.row_moments": {"logits": rows, "token_id": batch.token_id[0]},
+        "stats.kernels.fold": {
+            "state": state.clone(),
+            "z": rows,
+            "token_id": batch.token_id[0],
+            "first": 0,
+        },
+        "stats.kernels.logit_grad": {
+            "logits": rows,
+            "token_id": batch.token_id[0],
+            "known": state[:5],
+            "temperature": 1.0,
+            "out": rows.clone(),
         },
         "stats.moments.Moments.of": {"z": logits, "at_least": logits[..., 0]},
         "stats.moments.Moments.merge": {"self": moments, "other": moments},

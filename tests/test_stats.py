@@ -229,7 +229,7 @@ def test_extra_memory_is_a_few_tiles_whatever_the_number_of_tokens():
         with LargestTensor(logits, token_id) as mode:
             token_stats(logits, token_id)
         largest.append(mode.bytes)
-    assert largest[0] == largest[1] == 256 * 2048 * 4  # at most six of these live: 12 MB
+    assert largest[0] == largest[1] == 64 * 2048 * 4  # at most six of these live: 3 MB
 
 
 def test_padding_that_holds_nan_gets_zero_gradient_when_unused():

@@ -90,6 +90,22 @@ def test_gradients_match_float64_autograd(dtype, rtol):
         assert float((got.double() - exact).abs().max()) <= rtol * float(exact.abs().max())
 
 
+def test_gradients_are_summed_over_tiles_in_float32():
+    hidden, weight, token_id = head(400, width=8, vocab=40, dtype=torch.bfloat16)
+
+    def tiled(h: Tensor, w: Tensor):
+        return linear_token_stats(h, w, token_id, token_tile=2, vocab_tile=2)
+
+    def whole(h: Tensor, w: Tensor):
+        return float64_stats(h @ w.T, token_id)
+
+    want = grads(whole, hidden.double(), weight.double())
+    for got, exact in zip(grads(tiled, hidden, weight), want, strict=True):
+        # One rounding to bfloat16, of up to 2^-8 of the value, and none before it.
+        excess = (got.double() - exact).abs() - 2**-8 * exact.abs()
+        assert float(excess.max()) <= 1e-5 * float(exact.abs().max())
+
+
 def test_only_what_is_asked_for_gets_a_gradient():
     hidden, weight, token_id = head(6, width=8, vocab=50)
     for h_needs, w_needs in ((True, False), (False, True)):

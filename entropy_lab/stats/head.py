@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from entropy_lab.stats.moments import Moments, accumulation
+from entropy_lab.stats.moments import CHUNK, Moments, _columns, accumulation
 from entropy_lab.stats.slopes import _logit_push, _Pull, _Rows
 
 
@@ -36,10 +36,19 @@ class _Tiling:
         missing = self.rows - tile.shape[0]
         return pad(tile, (0, 0) * (tile.ndim - 1) + (0, missing)) if missing else tile
 
-    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """(rows, v) logits over the temperature of a full tile of hidden states."""
-        z = _product(hidden, weight.t())
+    def buffer(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Room for one tile of logits: a fresh one at every tile costs more than its sums."""
+        size = self.rows * min(self.columns, len(weight))
+        return hidden.new_empty(size, dtype=_wide(hidden, weight))
+
+    def logits(self, hidden: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
+        """(rows, v) logits over the temperature of a full tile of hidden states, in `buffer`."""
+        z = self.product(hidden, weight, buffer)
         return z if self.temperature == 1.0 else z.div_(self.temperature)
+
+    def product(self, hidden: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
+        out = buffer[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+        return _product(hidden, weight.t(), out)
 
 
 def _ready(x: Tensor) -> Tensor:
@@ -47,12 +56,12 @@ def _ready(x: Tensor) -> Tensor:
     return x if x.device.type == "cuda" else x.to(accumulation(x.dtype))
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b, accumulated and returned in float32 (float64 where one of them is)."""
-    wide = accumulation(torch.promote_types(a.dtype, b.dtype))
+    wide = _wide(a, b)
     if a.device.type == "cuda" and a.dtype == b.dtype != wide:
-        return torch.mm(a, b, out_dtype=wide)
-    return torch.mm(a.to(wide), b.to(wide))
+        return torch.mm(a, b, out_dtype=wide, out=out)
+    return torch.mm(a.to(wide), b.to(wide), out=out)
 
 
 def _head_stats(
@@ -60,17 +69,21 @@ def _head_stats(
 ) -> Tensor:
     """(7, N): logp, entropy, m0, m1, m2, row maximum, log S0 of hidden (N, D), weight (V, D)."""
     slices = list(tiling.over_rows(len(ids)))
-    fold = _fold if kernels is None else kernels.fold
     states: list[Any] = [None] * len(slices)
+    buffer = tiling.buffer(hidden, weight)
     for first, head in tiling.over_columns(weight):
         for index, rows in enumerate(slices):
-            z = tiling.logits(tiling.padded(hidden[rows]), head)
-            states[index] = fold(states[index], z, tiling.padded(ids[rows]), first, tiling.compile)
+            h, token, state = tiling.padded(hidden[rows]), tiling.padded(ids[rows]), states[index]
+            if kernels is None:
+                z = tiling.logits(h, head, buffer)
+                states[index] = _fold(state, z, token, first, tiling.compile)
+            else:
+                z = tiling.product(h, head, buffer)
+                states[index] = kernels.fold(state, z, token, first, tiling.temperature)
     out = hidden.new_empty(7, len(ids), dtype=_wide(hidden, weight))
-    for rows, (total, z_a) in zip(slices, states, strict=True):
-        five = total.stats(z_a)
-        columns = [five.logp, five.entropy, five.m0, five.m1, five.m2, total.peak, total.s0.log()]
-        out[:, rows] = torch.stack(columns)[:, : rows.stop - rows.start]
+    for rows, state in zip(slices, states, strict=True):
+        total, z_a = state if kernels is None else (Moments(*state[:6]), state[6])
+        out[:, rows] = _columns(total, z_a)[:, : rows.stop - rows.start]
     return out
 
 
@@ -107,11 +120,13 @@ def _head_grads(
     wide = _wide(hidden, weight)
     d_hidden = hidden.new_zeros(hidden.shape, dtype=wide) if needs[0] else None
     d_weight = torch.empty_like(weight) if needs[1] else None
+    buffer = tiling.buffer(hidden, weight)
     for first, head in tiling.over_columns(weight):
         total = head.new_zeros(head.shape, dtype=wide) if needs[1] else None
         for rows in tiling.over_rows(len(hidden)):
             h = tiling.padded(hidden[rows])
-            dz = pull[rows].map(tiling.padded).logit_grad(tiling.logits(h, head), first)
+            z = tiling.logits(h, head, buffer)
+            dz = _logit_grad(pull[rows].map(tiling.padded), z, first)
             if tiling.temperature != 1.0:
                 dz.div_(tiling.temperature)
             # On a GPU the products run in the head's dtype, as in a plain backward.
@@ -125,6 +140,15 @@ def _head_grads(
     return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight
 
 
+def _logit_grad(pull: _Pull, z: Tensor, first: int) -> Tensor:
+    """`pull.logit_grad` written over z, in chunks that stay in a CPU's cache."""
+    rows = len(z) if z.device.type != "cpu" else max(1, CHUNK // z.shape[1])
+    for start in range(0, len(z), rows):
+        chunk = slice(start, start + rows)
+        z[chunk] = pull[chunk].logit_grad(z[chunk], first)
+    return z
+
+
 def _head_tangents(
     hidden: tuple[Tensor, Tensor | None],
     weight: tuple[Tensor, Tensor | None],
@@ -134,16 +158,17 @@ def _head_tangents(
     """(2, N): dlogp and dH, where hidden and weight each come with their direction."""
     (at_h, to_h), (at_w, to_w) = hidden, weight
     out = at_h.new_zeros(2, len(at_h), dtype=_wide(at_h, at_w))
+    buffer = tiling.buffer(at_h, at_w)
     for first, head in tiling.over_columns(at_w):
         moved = None if to_w is None else _ready(to_w[first : first + tiling.columns])
         for rows in tiling.over_rows(len(at_h)):
             h, part = tiling.padded(at_h[rows]), known[rows].map(tiling.padded)
             dz = torch.zeros((), dtype=out.dtype, device=out.device)
             if to_h is not None:
-                dz = dz + tiling.logits(tiling.padded(to_h[rows]), head)
+                dz = dz + tiling.logits(tiling.padded(to_h[rows]), head, buffer)
             if moved is not None:
-                dz = dz + tiling.logits(h, moved)
-            z = tiling.logits(h, head)
+                dz = dz + tiling.logits(h, moved, buffer)
+            z = tiling.logits(h, head, buffer)
             mean, slope = _logit_push(part, z, dz)
             out[:, rows] += torch.stack([part.pick(dz, first) - mean, -slope])[
                 :, : rows.stop - rows.start

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from entropy_lab.stats.backend import _kernels
 from entropy_lab.stats.head import _head_grads, _head_stats, _head_tangents, _Tiling
 from entropy_lab.stats.reference import _check_choice
 from entropy_lab.stats.slopes import _Pull, _refuse_tangent, _Rows
@@ -16,6 +17,9 @@ from entropy_lab.types import TokenStats
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+_TILE = (256, 2048)
+_TILE_CUDA = (1024, 8448)
+
 
 def linear_token_stats(
     hidden: Float[Tensor, "*batch D"],
@@ -23,8 +27,8 @@ def linear_token_stats(
     token_id: Int[Tensor, "*batch"],
     temperature: float = 1.0,
     *,
-    token_tile: int = 256,
-    vocab_tile: int = 2048,
+    token_tile: int | None = None,
+    vocab_tile: int | None = None,
     compile: bool = False,
 ) -> TokenStats:
     """`token_stats` of the logits hidden @ weight.T, which are never held as a whole.
@@ -34,15 +38,19 @@ def linear_token_stats(
     every product and sum is accumulated there, whatever the inputs' dtype. logp and entropy
     carry gradients and forward-mode tangents of hidden and weight; the backward computes the
     tiles again. A row's result does not depend on the other rows. Memory beyond inputs and
-    outputs: a few tiles of token_tile x vocab_tile, and one vocab_tile x D of the head.
-    compile: the sums of a tile through torch.compile (faster; the last digits may differ).
+    outputs: a few tiles of token_tile x vocab_tile (256 x 2048; 1024 x 8448 on a CUDA device),
+    and one vocab_tile x D of the head.
+    compile: off a GPU, the sums of a tile through torch.compile (the last digits may differ).
     Raises ValueError on shapes that do not fit, a temperature that is not positive and finite,
     or a token id outside [0, V); TypeError on inputs that are not floating point or ids that are
     not integers.
     """
     _check_head(hidden, weight, token_id)
-    _check_choice(token_id, weight.shape[0], temperature, token_tile, vocab_tile)
-    tiling = _Tiling(float(temperature), token_tile, vocab_tile, compile)
+    rows, columns = _TILE_CUDA if hidden.device.type == "cuda" else _TILE
+    rows = rows if token_tile is None else token_tile
+    columns = columns if vocab_tile is None else vocab_tile
+    _check_choice(token_id, weight.shape[0], temperature, rows, columns)
+    tiling = _Tiling(float(temperature), rows, columns, compile)
     out = _LinearStats.apply(hidden, weight, token_id, tiling)
     return TokenStats(*out[:5])  # type: ignore[index]
 
@@ -73,7 +81,7 @@ class _LinearStats(torch.autograd.Function):
             weight.detach(),
             token_id.reshape(-1).long(),
             tiling,
-            None,
+            _kernels(hidden, weight),
         )
         # Forward mode refuses outputs that are views of one tensor.
         return tuple(column.reshape(token_id.shape).clone() for column in out.unbind(0))

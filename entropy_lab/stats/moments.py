@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # exp is exactly 0 below these, so raising -inf to them changes no sum and avoids 0 * inf.
 FLOOR = {torch.float32: -110.0, torch.float64: -760.0}
+# Elements whose intermediates fit a core's cache.
+CHUNK = 1 << 17
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -61,7 +63,7 @@ class Moments:
         """
         z = z.to(accumulation(z.dtype))
         if not compile:
-            return Moments(*_sums(z, at_least))
+            return _in_chunks(z, at_least)
         if at_least is None:  # one program instead of two
             at_least = z.new_full(z.shape[:-1], torch.finfo(z.dtype).min)
         return Moments(*_compiled_sums()(z, at_least))
@@ -100,6 +102,28 @@ class Moments:
             rr * (self.t1 + d * self.t0),
             rr * (self.t2 + 2 * d * self.t1 + dd * self.t0),
         )
+
+
+def _columns(total: Moments, z_a: Tensor) -> Tensor:
+    """(7, n): logp, entropy, m0, m1, m2, and what derivatives need: row maximum, log S0."""
+    five = total.stats(z_a)
+    known = [total.peak, total.s0.log()]
+    return torch.stack([five.logp, five.entropy, five.m0, five.m1, five.m2, *known])
+
+
+def _in_chunks(z: Tensor, at_least: Tensor | None) -> Moments:
+    """`_sums`, on a CPU over few enough rows that the intermediates stay in its cache.
+
+    Buffers of megabytes are also given back to the system and faulted in again at every tile.
+    """
+    rows = max(1, CHUNK // z.shape[-1])
+    if z.ndim != 2 or len(z) <= rows or z.device.type != "cpu":
+        return Moments(*_sums(z, at_least))
+    parts = []
+    for start in range(0, len(z), rows):
+        chunk = slice(start, start + rows)
+        parts.append(_sums(z[chunk], None if at_least is None else at_least[chunk]))
+    return Moments(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _sums(z: Tensor, at_least: Tensor | None) -> tuple[Tensor, ...]:

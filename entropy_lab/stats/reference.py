@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from entropy_lab.stats.moments import Moments, accumulation
+from entropy_lab.stats.backend import _kernels
+from entropy_lab.stats.moments import Moments, _columns, accumulation
 from entropy_lab.stats.slopes import _logit_push, _Pull, _refuse_tangent, _Rows
 from entropy_lab.types import TokenStats
 
@@ -27,7 +28,7 @@ def token_stats(
     token_id: Int[Tensor, "*batch"],
     temperature: float = 1.0,
     *,
-    token_tile: int = 256,
+    token_tile: int = 64,
     vocab_tile: int = 2048,
 ) -> TokenStats:
     """logp, entropy, m0, m1, m2 of softmax(logits / temperature) at each position.
@@ -38,7 +39,8 @@ def token_stats(
     logits' dtype) and forward-mode tangents, the moments neither. A row's result does not depend
     on the other rows, nor on whether gradients are enabled. -inf logits are allowed; a row of
     nothing else gives NaN.
-    token_tile, vocab_tile: rows and columns worked on at a time.
+    token_tile, vocab_tile: rows and columns worked on at a time; the Triton kernels that serve
+    CUDA tensors need neither.
     Raises ValueError on shapes that do not fit, a temperature that is not positive and finite,
     or a token id outside [0, V); TypeError on logits that are not floating point or ids that are
     not integers.
@@ -95,10 +97,17 @@ class _TokenStats(torch.autograd.Function):
         logits: Tensor, token_id: Tensor, temperature: float, rows: int, vocab_tile: int
     ) -> tuple[Tensor, ...]:
         ids = token_id.reshape(-1, 1).long()
-        parts = [
-            _tile_stats(tile, ids[start : start + tile.shape[0]], temperature, rows, vocab_tile)
-            for start, tile in _tiles(logits.detach(), rows)
-        ]
+        kernels, z = _kernels(logits), logits.detach()
+        if kernels is None:
+            parts = [
+                _tile_stats(tile, ids[start : start + len(tile)], temperature, rows, vocab_tile)
+                for start, tile in _tiles(z, rows)
+            ]
+        else:
+            parts = [
+                _columns(*kernels.row_moments(view, ids[start : start + len(view), 0], temperature))
+                for start, view in _tiles(z, max(1, len(ids)))
+            ]
         if not parts:
             parts = [logits.new_empty(7, 0, dtype=accumulation(logits.dtype))]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -147,9 +156,14 @@ class _TokenStats(torch.autograd.Function):
         pull = _Pull.of(rows, grad_logp, grad_entropy)
         grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         flat = grad.view(-1, logits.shape[-1])
-        for start, tile in _tiles(logits, ctx.rows):
-            stop = start + tile.shape[0]
-            _tile_grad(tile, pull[start:stop], ctx.temperature, ctx.vocab_tile, flat[start:stop])
+        kernels = _kernels(logits)
+        for start, tile in _tiles(logits, ctx.rows if kernels is None else max(1, len(flat))):
+            part, out = pull[start : start + len(tile)], flat[start : start + len(tile)]
+            if kernels is None:
+                _tile_grad(tile, part, ctx.temperature, ctx.vocab_tile, out)
+            else:
+                ids = part.rows.token_id.squeeze(1)
+                kernels.logit_grad(tile, ids, part.known(), ctx.temperature, out)
         padding = pull.unused_nan()
         if bool(padding.any()):
             flat.masked_fill_(padding, 0.0)
@@ -195,9 +209,8 @@ def _tile_stats(
         part = Moments.of(z, total.peak if total else None)
         total = total.merge(part) if total else part
     assert total is not None
-    five = total.stats(_scaled(tile.gather(1, ids), temperature).squeeze(1))
-    columns = [five.logp, five.entropy, five.m0, five.m1, five.m2, total.peak, total.s0.log()]
-    return torch.stack(columns)[:, :count]
+    z_a = _scaled(tile.gather(1, ids), temperature).squeeze(1)
+    return _columns(total, z_a)[:, :count]
 
 
 def _tile_grad(tile: Tensor, pull: _Pull, temperature: float, vocab_tile: int, out: Tensor) -> None:

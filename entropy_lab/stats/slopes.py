@@ -81,6 +81,11 @@ class _Pull:
         """Rows (n, 1) whose gradient must be set to 0 because it comes out as NaN."""
         return (self.g_logp == 0) & (self.g_entropy == 0) & self.rows.is_nan()
 
+    def known(self) -> Tensor:
+        """(5, n) g_logp, g_H, offset, peak, log S0, as the kernel wants them."""
+        columns = [self.g_logp, self.g_entropy, self.offset, self.rows.peak, self.rows.log_sum]
+        return torch.cat(columns, 1).t().contiguous()
+
     def logit_grad(self, z: Tensor, first: int) -> Tensor:
         """g_logp (1[v = a] - pi_v) - g_H pi_v (log pi_v + H) of the columns from `first` on."""
         log_pi = self.rows.log_pi(z)
