@@ -8,10 +8,10 @@ DIST ?= dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types bench wheel torch install clean
+.PHONY: help demo test lint types bench bench-gpu wheel torch install clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.train  ## train the packaged demo (a few minutes on a CPU) and open its analysis
 	@out=$(RUNS)/demo; n=1; \
@@ -32,6 +32,9 @@ bench: $(VENV)/.dev  ## run every script of benchmarks/
 	  name=$$(basename "$$script" .py); \
 	  echo "== benchmarks.$$name"; $(BIN)/python -m "benchmarks.$$name"; \
 	done
+
+bench-gpu: $(VENV)/.dev  ## the benchmarks that need a CUDA device; says so where there is none
+	@$(BIN)/python -m benchmarks.gpu
 
 wheel: $(VENV)/.dev  ## build dist/*.whl
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir $(DIST) .
