@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from entropy_lab import Probe, load
 from entropy_lab.types import HELD_OUT
@@ -70,6 +71,44 @@ def test_finite_differences_stand_in_for_forward_mode(tmp_path: Path) -> None:
     assert close.mean() >= 0.95
     size = exact["influence"].abs().max()
     assert (slope["influence"] - exact["influence"]).abs().max() < 1e-5 * size
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer with a trainable correction of rank 2 beside it, as LoRA has."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        dtype = base.weight.dtype
+        generator = torch.Generator().manual_seed(1)
+        down = torch.randn(2, base.in_features, generator=generator, dtype=torch.float64)
+        self.down = nn.Parameter(0.3 * down.to(dtype))
+        self.up = nn.Parameter(torch.full((base.out_features, 2), 0.1, dtype=dtype))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("snapshots", [None, "cpu"])
+def test_adapters_on_a_frozen_model_are_taken_apart_too(tmp_path: Path, snapshots) -> None:
+    """The head is frozen: it has no share, and everything adds up over the adapters."""
+    model = Toy(dtype=torch.float64)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    model.mix = LowRank(model.mix)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    rows, batch = batches(model, 1, 16, torch.float64)[0]
+    options = {"deep_every": 1, "floor_every": 1, "snapshots": snapshots}
+    with Probe(model, optimizer, tmp_path / "run", score_of(model), **options) as probe:
+        (-(probe.record(rows, batch).logp * batch.advantage * batch.mask).mean()).backward()
+        optimizer.step()
+    run = load(tmp_path / "run")
+    row, tokens = run.steps().iloc[0], own(run)
+    assert row["identity_error"] < 1e-6 and row["gradient_audit"] < 1e-9
+    assert row["moved_share"] == 1.0
+    assert (tokens["dH_pred_head"] == 0).all() and (tokens["dH_pred_last_block"] == 0).all()
+    assert np.corrcoef(tokens["dH_pred_jvp"], tokens["dH"])[0, 1] > 0.999
+    assert tokens["influence"].sum() == pytest.approx(row["influence_sum"], rel=1e-5)
 
 
 @pytest.mark.parametrize("entropy_of", ["train", "held_out", "fixed"])

@@ -14,7 +14,7 @@ from entropy_lab.probe import deep
 from entropy_lab.probe.influence import dot, entropy_gradient
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.probe.update import check_supported
-from entropy_lab.probe.window import MicroRecord, Probed, Window
+from entropy_lab.probe.window import Chosen, MicroRecord, Window, measure_before
 from toy import Toy, batches, score_of
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -77,10 +77,8 @@ class Step:
                 norm = float(nn.utils.clip_grad_norm_(model.parameters(), self.clip))
                 kappa = min(1.0, self.clip / (norm + 1e-6))
             if step == 2:
-                probed = [
-                    Probed(r.inputs, r.batch, None, 1.0, scorer.measure(r.inputs))
-                    for r in window.records
-                ]
+                chosen = [Chosen(r.inputs, r.batch, None, 1.0) for r in window.records]
+                probed = measure_before(chosen, scorer, most=8)
                 start = deep.begin(scorer, optimizer, probed)
             optimizer.step()
             if step == 2:
@@ -131,7 +129,8 @@ def test_marginal_influence_is_the_derivative_by_a_responses_weight(name: str, c
 def test_entropy_gradient_is_the_gradient_of_the_mean() -> None:
     model = Toy(dtype=torch.float64)
     micros = batches(model, 3, 8, torch.float64)
-    G = entropy_gradient(model, score_of(model), [(r, b, 1.0) for r, b in micros])
+    scorer = Scorer(model, score_of(model), torch.optim.SGD(model.parameters()))
+    G = entropy_gradient(scorer, [(r, b, 1.0) for r, b in micros])
     whole = batches(model, 3, 16, torch.float64)[0]
     mean = score_of(model)(whole[0]).entropy[whole[1].mask].mean()
     expected = torch.autograd.grad(mean, list(model.parameters()))

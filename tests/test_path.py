@@ -8,7 +8,8 @@ from torch import nn
 
 from entropy_lab.interventions import make_method
 from entropy_lab.loss import policy_loss
-from entropy_lab.probe.path import Path, last_block, layer_groups, plain_attention, swapped
+from entropy_lab.probe.path import Path, last_block, layer_groups, plain_attention
+from entropy_lab.probe.precision import swapped
 from toy import Toy, batches, score_of
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from entropy_lab import Probe, TokenBatch, load, policy_loss, token_stats
 from entropy_lab.interventions import INTERVENTIONS, make_method, plan_step
 from entropy_lab.probe.audit import gradient_audit
+from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import TokenGrad
 from toy import Toy, adamw, batches, run_loop, score_of
 
@@ -75,17 +76,18 @@ def test_gradient_audit_measures_the_planted_share() -> None:
     model = Toy(dtype=torch.float64)
     rows, batch = batches(model, 3, 16, torch.float64)[0]
     score = score_of(model)
+    scorer = Scorer(model, score, adamw(model))
     stats = score(rows)
     (-stats.logp.sum() * 0.7).backward()
     grad = TokenGrad(torch.full_like(stats.logp, 0.7), torch.zeros_like(stats.logp))
-    assert gradient_audit(model, score, [(rows, grad)], 1.0)[0] < 1e-12
+    assert gradient_audit(scorer, [(rows, grad)], 1.0)[0] < 1e-12
     norm = float(sum(p.grad.square().sum() for p in model.parameters()) ** 0.5)
     model.embed.weight.grad += 0.0
     bump = torch.zeros_like(model.head.bias)
     bump[0] = 0.1 * norm
     model.head.bias.grad += bump
     seen = float(sum(p.grad.square().sum() for p in model.parameters()) ** 0.5)
-    share, _ = gradient_audit(model, score, [(rows, grad)], 1.0)
+    share, _ = gradient_audit(scorer, [(rows, grad)], 1.0)
     assert share == pytest.approx(0.1 * norm / seen, rel=1e-9)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from entropy_lab import Probe, load
+from entropy_lab.probe.inputs import join_rows, take_rows
 from entropy_lab.probe.sampling import inclusion_prob, is_every_nth, is_probed, sampled_rows
-from entropy_lab.probe.scorer import Scorer, active_dropout, take_rows
+from entropy_lab.probe.scorer import Scorer, active_dropout
 from toy import Toy, adamw, batches, run_loop, score_of
 
 
@@ -108,6 +109,75 @@ def test_take_rows_reaches_into_containers() -> None:
     nested = take_rows({"a": (rows.ids, "text"), "b": [batch.mask]}, index)
     assert torch.equal(nested["a"][0], rows.ids[index]) and nested["a"][1] == "text"
     assert torch.equal(nested["b"][0], batch.mask[index])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A micro-batch with something beside its rows."""
+
+    ids: torch.Tensor
+    more: dict
+    width: int = 3
+
+
+def test_rows_of_several_micro_batches_are_joined_where_their_layouts_agree() -> None:
+    a, b = torch.arange(6).view(2, 3), torch.arange(9).view(3, 3) + 10
+    one = Kept(a, {"x": [a[:, 0]], "name": "k", "t": torch.tensor(0.7)})
+    two = Kept(b, {"x": [b[:, 0]], "name": "k", "t": torch.tensor(0.7)})
+    joined = join_rows([one, two])
+    assert torch.equal(joined.ids, torch.cat([a, b])) and joined.width == 3
+    assert torch.equal(joined.more["x"][0], torch.cat([a[:, 0], b[:, 0]]))
+    assert joined.more["name"] == "k" and joined.more["t"].ndim == 0
+    for other in (
+        Kept(b[:, :2], two.more),
+        Kept(b.float(), two.more),
+        Kept(b, {**two.more, "name": "other"}),
+        Kept(b, {**two.more, "t": torch.tensor(0.8)}),
+        Kept(b, {"x": two.more["x"]}),
+        Kept(b, {**two.more, "x": two.more["x"] * 2}),
+        Kept(b, two.more, width=4),
+        b,
+    ):
+        assert join_rows([one, other]) is None
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_sampled_rows_share_a_pass_no_larger_than_a_micro_batch(
+    tmp_path: Path, ragged: bool
+) -> None:
+    """Four micro-batches of 4, two rows of each: two passes of 4 rows, before and after."""
+    model = Toy(dtype=torch.float64)
+    optimizer, plain = adamw(model), score_of(model)
+    sizes: list[int] = []
+
+    def score(rows):
+        if not torch.is_grad_enabled():
+            sizes.append(len(rows.ids))
+        return plain(rows)
+
+    micros = batches(model, 1, 4, torch.float64)
+    if ragged:  # each its own width: they cannot be joined
+        micros = [
+            (replace(rows, ids=rows.ids[:, : 8 - i]), batch.map(lambda x, i=i: x[:, : 5 - i] if
+             x.ndim == 2 else x))
+            for i, (rows, batch) in enumerate(micros)
+        ]  # fmt: skip
+    with Probe(model, optimizer, tmp_path / "run", score, fraction=0.5, floor_every=0) as probe:
+        for rows, batch in micros:
+            (-(probe.record(rows, batch).logp * batch.advantage * batch.mask).mean()).backward()
+        start = {n: p.detach().clone() for n, p in model.named_parameters()}
+        optimizer.step()
+    assert sizes == ([2] * 8 if ragged else [4] * 4)
+    tokens = load(tmp_path / "run").tokens()
+    assert tokens.groupby("micro")["uid"].nunique().tolist() == [2] * 4
+    with torch.no_grad():
+        after = {int(u): plain(r).entropy[i] for r, b in micros for i, u in enumerate(b.uid)}
+        for name, p in model.named_parameters():
+            p.copy_(start[name])
+        before = {int(u): plain(r).entropy[i] for r, b in micros for i, u in enumerate(b.uid)}
+    for uid, rows in tokens.groupby("uid"):
+        dH = (after[uid] - before[uid]).numpy()[rows["pos"]]
+        np.testing.assert_allclose(rows["dH"], dH, rtol=1e-5, atol=1e-10)
 
 
 def test_the_scorer_notices_weights_that_others_change(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_schema_is_the_contract():
     assert types == ["int32", "int16", "int64", "int32", "int32", "int64", "uint8", "uint8"]
     assert set(token_schema("core").types[len(KEYS) :]) == {pa.float32()}
     more = ["old_entropy", "rollout_logp", "m0", "m1", "m2", "grad_entropy", "dlogp"]
+    more.append("dH_float32")
     rest = ["dH_pred_steer_released", "dH_pred_discriminant"]
     assert token_schema("full").names == KEYS + floats + more + core + rest
     names = token_schema("core", predictors=("head",), extra=("influence",)).names

@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
+from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import TokenGrad
 
 
 def gradient_audit(
-    model: nn.Module,
-    score: Score,
+    scorer: Scorer,
     micros: Iterable[tuple[Any, TokenGrad]],
     kappa: float | None,
 ) -> tuple[float, float]:
@@ -27,11 +26,11 @@ def gradient_audit(
     -<g, s>/<s, s>, so that only the direction is judged. NaN without any gradient. `.grad` is not
     touched.
     """
+    model = scorer.model
     params = [p for p in model.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, dtype=torch.float64) for p in params]
     for inputs, grad in micros:
-        with untouched_rng(model), without_dropout(model):
-            stats = score(inputs)
+        stats = scorer.with_grad(inputs)
         surrogate = (grad.grad_logp * stats.logp + grad.grad_entropy * stats.entropy).sum()
         parts = torch.autograd.grad(surrogate, params, allow_unused=True)
         for into, part in zip(total, parts, strict=True):

@@ -17,6 +17,7 @@ from entropy_lab.probe.influence import (
     marginal_direction,
 )
 from entropy_lab.probe.path import Named, Path, last_block, layer_groups
+from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.probe.update import Before, Update, after_step, before_step
 from entropy_lab.probe.window import Probed, Window
@@ -35,11 +36,18 @@ class DeepStart:
     G: Named
 
 
-def begin(scorer: Scorer, optimizer: torch.optim.Optimizer, rows: Sequence[Probed]) -> DeepStart:
-    """Remember theta, the first moments and the gradients, and take G over `rows`."""
+def begin(
+    scorer: Scorer,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Probed],
+    device: str | None = None,
+) -> DeepStart:
+    """Remember theta (on `device`; None: in place), the first moments and the gradients, and take
+    G over `rows`."""
     triples = [(p.inputs, p.batch, p.inclusion_prob) for p in rows]
-    G = entropy_gradient(scorer.model, scorer.score, triples)
-    return DeepStart(Path.begin(scorer.model), before_step(scorer.model, optimizer), G)
+    G = entropy_gradient(scorer, triples)
+    path = Path.begin(scorer.model, device, scorer.precision)
+    return DeepStart(path, before_step(scorer.model, optimizer), G)
 
 
 @dataclass(frozen=True)
@@ -60,21 +68,39 @@ def finish(
     train: Sequence[Probed],
     kappa: float,
     jvp: Jvp,
+    measured: Precision = SAME,
 ) -> DeepResult:
-    """Everything that needs theta' or the optimizer's state after the step."""
+    """Everything that needs theta' or the optimizer's state after the step.
+
+    measured: the arithmetic of the dH in `train`.
+    """
     path, model = start.path, scorer.model
     update = after_step(model, optimizer, start.before, path.start)
     delta, groups = path.delta(), layer_groups(model)
-    forms = [_path_forms(path, scorer, p, delta, update, groups, jvp) for p in train]
+    forms = [
+        _path_forms(path, scorer, p, _ends(path, scorer, p, measured), delta, update, groups, jvp)
+        for p in train
+    ]
     influence = _influence(start, scorer, window, update, kappa, jvp)
     sums = accounts(start.G, delta, update, [i["influence"] for i in influence], groups)
     return DeepResult(forms, influence, sums)
+
+
+def _ends(
+    path: Path, scorer: Scorer, p: Probed, measured: Precision
+) -> tuple[Tensor, Tensor]:
+    """(H(theta), dH) of these rows in the path's own arithmetic and layout."""
+    if path.precision == measured and p.source is p.inputs:
+        return p.before.entropy, p.dH
+    start, end = (path.measure(scorer.score, p.inputs, alpha=a).entropy for a in (0.0, 1.0))
+    return start, end - start
 
 
 def _path_forms(
     path: Path,
     scorer: Scorer,
     probed: Probed,
+    ends: tuple[Tensor, Tensor],
     delta: Named,
     update: Update,
     groups: dict[str, list[str]],
@@ -86,17 +112,17 @@ def _path_forms(
     With D = a + b + c to third order, slope(1/2, 1) = a - c/2 and slope(1/4, 1/2) = a - c/8: their
     difference is 3/4 of the error, so twice it is logged, plus 16 roundings of H.
     """
-    score, inputs, before = scorer.score, probed.inputs, probed.before.entropy
+    score, inputs, (before, whole) = scorer.score, probed.inputs, ends
 
     def change(names: list[str] | None, alpha: float) -> Tensor:
         return path.measure(score, inputs, names, alpha).entropy - before
 
-    whole, half, quarter = probed.dH, change(None, 0.5), change(None, 0.25)
+    half, quarter = change(None, 0.5), change(None, 0.25)
     slope = 4 * half - whole
     rounding = 16 * torch.finfo(before.dtype).eps * before.clamp(min=1.0)
     error = 2 * (slope - (8 * quarter - 2 * half)).abs() + rounding
     columns = {
-        "dH_pred_head": change(groups["head"], 1.0),
+        "dH_pred_head": change(groups.get("head", []), 1.0),
         "dH_pred_last_block": change(last_block(groups), 1.0),
         "dH_pred_slope": slope,
         "dH_pred_second_order": 2 * whole - 4 * half,

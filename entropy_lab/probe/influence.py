@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from entropy_lab.probe.path import Named
-from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
+from entropy_lab.probe.scorer import Scorer
 from entropy_lab.probe.update import Update
+from entropy_lab.stats.moments import accumulation
 from entropy_lab.types import TokenBatch
 
 
@@ -33,20 +34,17 @@ class Accounts:
     layers: dict[str, float]
 
 
-def entropy_gradient(
-    model: nn.Module, score: Score, rows: Sequence[tuple[Any, TokenBatch, float]]
-) -> Named:
+def entropy_gradient(scorer: Scorer, rows: Sequence[tuple[Any, TokenBatch, float]]) -> Named:
     """G = gradient of the mean entropy over `rows`, triples (inputs, batch, inclusion prob).
 
     Call it at theta. `.grad` and the random states are left alone.
     """
     total = sum(float(batch.mask.sum()) / share for _, batch, share in rows)
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    gradient = {n: torch.zeros_like(p) for n, p in named}
+    named = [(n, p) for n, p in scorer.model.named_parameters() if p.requires_grad]
+    gradient = {n: torch.zeros_like(p, dtype=accumulation(p.dtype)) for n, p in named}
     for inputs, batch, share in rows:
-        with untouched_rng(model), without_dropout(model), torch.enable_grad():
-            entropy = score(inputs).entropy
-            mean = torch.where(batch.mask, entropy, 0.0).sum() / (share * total)
+        entropy = scorer.with_grad(inputs).entropy
+        mean = torch.where(batch.mask, entropy, 0.0).sum() / (share * total)
         parts = torch.autograd.grad(mean, [p for _, p in named], allow_unused=True)
         for (name, _), part in zip(named, parts, strict=True):
             if part is not None:

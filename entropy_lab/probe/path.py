@@ -13,62 +13,50 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
 from entropy_lab.types import TokenStats
 
 Named = dict[str, Tensor]
 
 
-@contextmanager
-def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the modules compute with `values` in place of their parameters of those names.
-
-    Names are those of `named_parameters()`; a tied parameter is replaced in every place. The
-    parameters themselves are not touched, so they are the same bits afterwards.
-    """
-    named = dict(model.named_parameters())
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                places.setdefault(id(parameter), []).append((module, name))
-    taken: list[tuple[nn.Module, str, nn.Parameter | None]] = []
-    try:
-        for name, value in values.items():
-            for module, slot in places[id(named[name])]:
-                taken.append((module, slot, module._parameters[slot]))
-                module._parameters[slot] = value  # type: ignore[assignment]
-        yield
-    finally:
-        for module, slot, parameter in reversed(taken):
-            module._parameters[slot] = parameter
-
-
 @dataclass(frozen=True)
 class Path:
-    """theta (a copy) and theta' (the parameters as they are now) of the trainable parameters."""
+    """theta (a copy) and theta' (the parameters as they are now) of the trainable parameters.
+
+    precision: how every measurement along the path is computed. The ends are the weights as it
+    takes them and points between lie in its dtype, so that rounded weights move along it smoothly.
+    """
 
     model: nn.Module
     start: Named
+    precision: Precision = SAME
 
     @classmethod
-    def begin(cls, model: nn.Module, device: str | torch.device | None = None) -> Path:
+    def begin(
+        cls,
+        model: nn.Module,
+        device: str | torch.device | None = None,
+        precision: Precision = SAME,
+    ) -> Path:
         """Remember theta before the step, on `device` (None: where the parameters are)."""
-        return cls(
-            model,
-            {
-                name: p.detach().to(device, copy=True) if device else p.detach().clone()
-                for name, p in model.named_parameters()
-                if p.requires_grad
-            },
-        )
+        start = {
+            name: p.detach().to(device, copy=True) if device else p.detach().clone()
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+        return cls(model, start, precision)
 
     def start_of(self, name: str) -> Tensor:
-        return self.start[name].to(self.model.get_parameter(name).device)
+        start = self.start[name].to(self.model.get_parameter(name).device)
+        return self.precision.weights(start)
+
+    def end_of(self, name: str) -> Tensor:
+        return self.precision.weights(self.model.get_parameter(name).detach())
 
     def delta(self) -> Named:
         """theta' - theta of every trainable parameter."""
-        return {n: self.model.get_parameter(n).detach() - self.start_of(n) for n in self.start}
+        return {n: self.end_of(n) - self.start_of(n) for n in self.start}
 
     @contextmanager
     def moved(self, names: Iterable[str] | None = None, alpha: float = 1.0) -> Iterator[None]:
@@ -82,10 +70,8 @@ class Path:
             if name not in chosen or alpha == 0.0:
                 values[name] = self.start_of(name)
             elif alpha != 1.0:
-                values[name] = torch.lerp(
-                    self.start_of(name), self.model.get_parameter(name).detach(), alpha
-                )
-        with swapped(self.model, values):
+                values[name] = torch.lerp(self.start_of(name), self.end_of(name), alpha)
+        with self.precision.applied(self.model, values):
             yield
 
     def measure(
@@ -104,13 +90,12 @@ class Path:
             stack.enter_context(without_dropout(self.model))
             stack.enter_context(plain_attention(self.model))
             stack.enter_context(forward_ad.dual_level())
-            duals = {
-                name: forward_ad.make_dual(self.start_of(name), tangent[name])
-                if name in tangent
-                else self.start_of(name)
-                for name in self.start
-            }
-            stack.enter_context(swapped(self.model, duals))
+            duals = {}
+            for name in self.start:
+                theta = duals[name] = self.start_of(name)
+                if name in tangent:
+                    duals[name] = forward_ad.make_dual(theta, tangent[name].to(theta.dtype))
+            stack.enter_context(self.precision.applied(self.model, duals))
             stats = score(inputs)
             parts = [forward_ad.unpack_dual(x) for x in (stats.logp, stats.entropy)]
             dlogp, dentropy = (
@@ -126,13 +111,14 @@ class Path:
             zero = torch.zeros_like(self.measure(score, inputs, alpha=0.0).logp)
             return zero, zero
         moved = float(sum(d.double().square().sum() for d in self.delta().values())) ** 0.5
-        double = all(t.dtype == torch.float64 for t in tangent.values())
+        double = all(self.start_of(n).dtype == torch.float64 for n in tangent)
         h = (1e-3 if double else 1.0) * (moved or 1.0) / size
         ends = []
         for sign in (1.0, -1.0):
-            values = {n: self.start_of(n) + sign * h * tangent[n] for n in tangent}
+            values = {n: self.start_of(n) for n in self.start}
+            values |= {n: values[n] + sign * h * tangent[n] for n in tangent}
             with torch.no_grad(), untouched_rng(self.model), without_dropout(self.model):
-                with self.moved(alpha=0.0), swapped(self.model, values):
+                with self.precision.applied(self.model, values):
                     ends.append(score(inputs).detach())
         up, down = ends
         return (up.logp - down.logp) / (2 * h), (up.entropy - down.entropy) / (2 * h)

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from entropy_lab.errors import RunError
 from entropy_lab.predictors import PREDICTORS
 from entropy_lab.probe import rows as to_rows
-from entropy_lab.probe.deep import begin, finish
+from entropy_lab.probe.deep import Jvp, begin
+from entropy_lab.probe.meters import Meters
 from entropy_lab.probe.path import Path as ParameterPath
+from entropy_lab.probe.precision import Policy, ProbeDtype, Setting
 from entropy_lab.probe.predict import predict_window
 from entropy_lab.probe.sampling import inclusion_prob
 from entropy_lab.probe.scorer import Score, Scorer
 from entropy_lab.probe.step import (
+    STEP_METRICS,
     Cadence,
     Micro,
     StepMeasurement,
@@ -38,11 +41,8 @@ from entropy_lab.types import TokenBatch, TokenStats
 class Probe:
     """Measure H before and after each optimizer step on the step's own tokens, and log it.
 
-    Three lines in any PyTorch loop::
-
-        probe = Probe(model, optimizer, "runs/mine", score)   # once
-        stats = probe.record(inputs, batch)                   # instead of score(inputs)
-        probe.close()                                         # at the end
+    Three lines in any PyTorch loop: Probe(model, optimizer, "runs/mine", score) once,
+    stats = probe.record(inputs, batch) instead of score(inputs), probe.close() at the end.
 
     `score(inputs) -> TokenStats` runs the model on one micro-batch (see `token_stats`). Both
     passes of a step call it on the same objects, without gradients. dH = H(theta') - H(theta)
@@ -55,9 +55,15 @@ class Probe:
     responses. floor_every: every so many probed steps the gradient audit, the repeat check and
     the noise floor run. deep_every (0: never): likewise the path forms and the influence, for
     SGD, Adam and AdamW; jvp: "forward" by forward-mode AD, "slope" by finite differences along
-    the path; entropy_of: the rows whose mean entropy influence refers to. run_dir is created; to
-    continue a run pass `start_step` after `record.rewind`.
-    Raises RunError where run_dir holds a run already or cannot be written.
+    the path; entropy_of: the rows whose mean entropy influence refers to; snapshots: the device
+    that keeps theta for them (None: that of the parameters).
+    dtype: "same" measures as the loss forward runs, autocast included, "float32" and "float64" in
+    that arithmetic throughout; "auto" is "same", and where that is half precision at most 8
+    responses a step are measured in float32 as well (column dH_float32). policy: "master" measures
+    the parameters as they are, "cast" rounded to the training dtype (bfloat16 in a float32 run).
+    run_dir is created; to continue a run pass `start_step` after `record.rewind`.
+    Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
+    option that is none.
     """
 
     def __init__(
@@ -71,8 +77,11 @@ class Probe:
         fraction: float = 1.0,
         floor_every: int = 10,
         deep_every: int = 0,
-        jvp: Literal["forward", "slope"] = "forward",
+        jvp: Jvp = "forward",
         entropy_of: Literal["train", "held_out", "fixed"] = "train",
+        snapshots: str | None = None,
+        dtype: ProbeDtype = "auto",
+        policy: Policy = "master",
         profile: Literal["core", "full"] = "full",
         seed: int = 0,
         temperature: float = 1.0,
@@ -90,10 +99,11 @@ class Probe:
             )
         if deep_every:
             check_supported(optimizer)
+        setting = Setting(dtype, policy)
         self.optimizer = optimizer
         self.cadence = Cadence(every, fraction, floor_every, deep_every, seed)
-        self.jvp: Literal["forward", "slope"] = jvp
-        self.entropy_of = entropy_of
+        self.jvp: Jvp = jvp
+        self.entropy_of, self.snapshots = entropy_of, snapshots
         if start_step is None:
             create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
         self.step = start_step or 0
@@ -108,7 +118,7 @@ class Probe:
             deep=deep_every > 0,
             on_full=on_full,
         )
-        self.scorer = Scorer(model, score, optimizer)
+        self.meters = Meters(model, score, optimizer, setting)
         self.write_samples = write_samples
         self.loss_forward_is_before: bool | None = None
         self.window = Window()
@@ -119,6 +129,7 @@ class Probe:
         self._measurement: StepMeasurement | None = None
         self._metrics: dict[str, Any] | None = None
         self.last_row: dict[str, Any] = {}
+        self._time_before = 0.0
         self._closed = False
         self._written: set[int] = set()
         self._handles = [
@@ -126,12 +137,18 @@ class Probe:
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
 
+    @property
+    def scorer(self) -> Scorer:
+        """No-grad passes as the loss forward runs, shared with the probe's own."""
+        return self.meters.training
+
     def record(self, inputs: Any, batch: TokenBatch) -> TokenStats:
         """The loss forward of one micro-batch: score(inputs), its gradients under watch."""
         if self._closed:
             raise RuntimeError("probe.record after probe.close: the log has ended")
         self.commit()
-        stats = self.scorer.score(inputs)
+        with self.meters.loss_forward():
+            stats = self.scorer.score(inputs)
         first = sum(len(r.batch.mask) for r in self.window.records)
         self.window.add(inputs, numbered(batch, (self.step << 32) + first), stats)
         return stats
@@ -160,7 +177,8 @@ class Probe:
         """The fixed probe set: the same responses around every probed step of the run."""
         self._fixed = numbered_all(micros, -1 << 32)
         if save:
-            self.writer.fixed(_fixed_columns(self._fixed, self.scorer))
+            parts = [(batch, self.meters.main.measure(inputs)) for inputs, batch in self._fixed]
+            self.writer.fixed(to_rows.fixed_columns(parts))
 
     def note(self, **scalars: float | int | str | bool) -> None:
         """Values for the coming row of steps: kappa, grad_norm, rollout, method_*."""
@@ -171,7 +189,7 @@ class Probe:
         self.writer.samples(columns)
 
     def inclusion_prob(self, size: int) -> float:
-        """The chance of a response in a micro-batch of `size` to be probed in a probed step."""
+        """The chance of one of a micro-batch's `size` responses to be probed in a probed step."""
         return inclusion_prob(self.cadence.fraction, size)
 
     def commit(self, **metrics: Any) -> dict[str, Any]:
@@ -197,7 +215,7 @@ class Probe:
         self._closed = True
         for handle in self._handles:
             handle.remove()
-        self.scorer.close()
+        self.meters.close()
         self.window.close()
         self.commit()
         self.writer.close(status=status)
@@ -213,6 +231,7 @@ class Probe:
             self.close("interrupted" if kind is KeyboardInterrupt else "failed")
 
     def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        started = time.perf_counter()
         if kwargs.get("closure") or any(a is not None for a in args[1:]):
             raise RuntimeError(
                 "the probe cannot measure optimizer.step(closure): run backward, then plain step()"
@@ -221,12 +240,15 @@ class Probe:
         if not self.window.records:
             return
         self._measurement = m = StepMeasurement(self.step, mean_lr(self.optimizer))
-        if not self.cadence.probes(self.step):
-            return
+        if self.cadence.probes(self.step):
+            self._measure_before(m)
+        self._time_before = time.perf_counter() - started
+
+    def _measure_before(self, m: StepMeasurement) -> None:
         self.loss_forward_is_before = measure_before_step(
             m,
             self.window,
-            self.scorer,
+            self.meters,
             self.cadence,
             self._held_out,
             self._fixed,
@@ -234,38 +256,39 @@ class Probe:
         )
         deep, checks = self.cadence.deep(self.step), self.cadence.checks(self.step)
         if checks or (deep and "kappa" not in self._notes):
-            run_checks(m, self.window, self.scorer, self._notes.get("kappa"))
+            run_checks(m, self.window, self.meters, self._notes.get("kappa"))
         if deep:
             rows = {"train": m.train, "held_out": m.held or m.watch, "fixed": m.watch}
-            m.deep = begin(self.scorer, self.optimizer, rows[self.entropy_of] or m.train)
+            of = rows[self.entropy_of] or m.train
+            m.deep = begin(self.meters.deep, self.optimizer, of, self.snapshots)
         if checks:
-            m.start = m.deep.path if m.deep else ParameterPath.begin(self.scorer.model)
+            own = m.deep and m.deep.path
+            m.start = own or ParameterPath.begin(self.scorer.model, self.snapshots)
 
     def _after_step(self) -> None:
         m = self._measurement
         if m is None:
             return
-        m.measure_after(self.scorer)
-        m.measure_floor(self.scorer)
-        if m.deep is not None:
-            kappa = float(self._notes.get("kappa", m.checks.get("kappa", 1.0)))
-            m.result = finish(
-                m.deep, self.scorer, self.optimizer, self.window, m.train, kappa, self.jvp
-            )
+        started = time.perf_counter()
+        m.measure_after(self.meters)
+        m.measure_floor(self.meters)
+        m.measure_deep(self.meters, self.optimizer, self.window, self._notes, self.jvp)
         predicted = predict_window(self.window, m.lr)
         write_token_rows(m, self.window, predicted, self.writer)
         if self.write_samples:
             self._write_samples()
         source = self._held_out_source if m.held else "fixed" if m.watch else ""
-        row = {**m.summary(self.window, predicted), "heldout_source": source, **self._notes}
+        facts = {"measured_in": self.meters.dtype, "policy": self.meters.policy}
+        row = {**m.summary(self.window, predicted), "heldout_source": source, **facts}
+        row |= self._notes
         self.writer.step(row)
         self.last_row = row
-        self._metrics = {key: row[key] for key in _METRICS if key in row}
-        self._metrics["time_probe"] = time.perf_counter() - m.started
+        self._metrics = {key: row[key] for key in STEP_METRICS if key in row}
         self.window.close()
         self.window, self._measurement = Window(), None
         self._held_out, self._notes = [], {}
         self.step += 1
+        self._metrics["time_probe"] = self._time_before + time.perf_counter() - started
 
     def _write_samples(self) -> None:
         """A row for every response that no earlier step has written one for."""
@@ -275,23 +298,3 @@ class Probe:
             new = [uid not in self._written for uid in columns["uid"].tolist()]
             self._written.update(columns["uid"].tolist())
             self.writer.samples({name: values[new] for name, values in columns.items()})
-
-
-_METRICS = (
-    "step rollout age entropy_token_mean entropy_seq_mean dH_train dH_heldout dH_fixed "
-    "entropy_fixed clip_high_frac clip_low_frac dual_clip_frac touched_share grad_norm kappa lr "
-    "gradient_audit"
-).split()
-
-
-def _fixed_columns(micros: Sequence[Micro], scorer: Scorer) -> to_rows.Columns:
-    parts = []
-    for inputs, batch in micros:
-        stats, mask = scorer.measure(inputs), batch.mask
-        assert batch.uid is not None
-        pos = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
-        uid = batch.uid[:, None].expand(mask.shape)
-        named = {"uid": uid, "pos": pos, "token_id": batch.token_id, "logp": stats.logp,
-                 "entropy": stats.entropy}  # fmt: skip
-        parts.append({k: v[mask].cpu() for k, v in named.items()})
-    return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}

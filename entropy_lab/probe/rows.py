@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -97,6 +97,23 @@ def sample_columns(batch: TokenBatch, step: int, inclusion_prob: float) -> Colum
         "inclusion_prob": np.full(size, inclusion_prob, np.float32),
         "step": np.full(size, step, np.int64),
     }
+
+
+def fixed_columns(parts: Sequence[tuple[TokenBatch, TokenStats]]) -> Columns:
+    """One row per valid token of the fixed probe set, with its statistics (B, T) at the start."""
+    columns = []
+    for batch, stats in parts:
+        mask = batch.mask
+        assert batch.uid is not None
+        named = {
+            "uid": batch.uid[:, None].expand(mask.shape),
+            "pos": torch.arange(mask.shape[1], device=mask.device).expand(mask.shape),
+            "token_id": batch.token_id,
+            "logp": stats.logp,
+            "entropy": stats.entropy,
+        }
+        columns.append({k: v[mask].cpu() for k, v in named.items()})
+    return {k: torch.cat([c[k] for c in columns]).numpy() for k in columns[0]}
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.types import TokenStats
 
 Score = Callable[[Any], TokenStats]
@@ -21,12 +21,20 @@ class Scorer:
     `score(inputs)` runs the model on one micro-batch and returns its TokenStats. `measure` calls
     it without gradients, leaves every random state as it was, and remembers the result of the
     identical `inputs` object until a parameter changes, by whatever hand. So the "after" of one
-    step is the "before" of the next, at no forward, where both are wanted.
+    step is the "before" of the next, at no forward, where both are wanted. precision: the
+    arithmetic of every pass.
     """
 
-    def __init__(self, model: nn.Module, score: Score, optimizer: torch.optim.Optimizer):
+    def __init__(
+        self,
+        model: nn.Module,
+        score: Score,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision = SAME,
+    ):
         self.model = model
         self.score = score
+        self.precision = precision
         self._memo: dict[int, tuple[Any, TokenStats]] = {}
         self._seen: list[tuple[int, int]] = []
         # A fused or foreign step need not count as an in-place change, so it is told of.
@@ -44,7 +52,20 @@ class Scorer:
     def fresh(self, inputs: Any) -> TokenStats:
         """The same measurement, always by a forward pass of its own."""
         with torch.no_grad(), untouched_rng(self.model), without_dropout(self.model):
-            return self.score(inputs).detach()
+            with self.precision.applied(self.model):
+                return self.score(inputs).detach()
+
+    def with_grad(self, inputs: Any) -> TokenStats:
+        """A pass of its own that keeps its graph, for gradients by the parameters."""
+        with torch.enable_grad(), untouched_rng(self.model), without_dropout(self.model):
+            with self.precision.applied(self.model):
+                return self.score(inputs)
+
+    def use(self, precision: Precision) -> None:
+        """Another arithmetic from now on."""
+        if precision != self.precision:
+            self.precision = precision
+            self.forget()
 
     def put(self, inputs: Any, stats: TokenStats) -> None:
         """Remember a result that another pass is known to share bit for bit."""
@@ -100,20 +121,3 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = True
-
-
-def take_rows(inputs: Any, index: Tensor) -> Any:
-    """The responses `index` (B',) of a micro-batch: tensors are indexed along their first axis.
-
-    Works on tensors, mappings, tuples, lists and dataclasses of those; anything else is kept.
-    """
-    if isinstance(inputs, Tensor):
-        return inputs[index.to(inputs.device)] if inputs.ndim else inputs
-    if isinstance(inputs, Mapping):
-        return {key: take_rows(value, index) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(take_rows(value, index) for value in inputs)
-    if is_dataclass(inputs) and not isinstance(inputs, type):
-        parts = {f.name: take_rows(getattr(inputs, f.name), index) for f in fields(inputs)}
-        return replace(inputs, **parts)
-    return inputs

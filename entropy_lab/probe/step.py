@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,18 +11,25 @@ from torch import Tensor
 
 from entropy_lab.probe import rows as to_rows
 from entropy_lab.probe.audit import gradient_audit
-from entropy_lab.probe.deep import DeepResult, DeepStart
-from entropy_lab.probe.floor import noise_floor
+from entropy_lab.probe.deep import DeepResult, DeepStart, Jvp, finish
+from entropy_lab.probe.fine import FineRows
+from entropy_lab.probe.floor import moved_share, noise_floor
+from entropy_lab.probe.meters import Meters
 from entropy_lab.probe.path import Path
 from entropy_lab.probe.predict import predict_held_out
 from entropy_lab.probe.sampling import is_every_nth, is_probed
-from entropy_lab.probe.scorer import Scorer, active_dropout
-from entropy_lab.probe.window import Probed, Window, choose, measure_before
+from entropy_lab.probe.scorer import active_dropout
+from entropy_lab.probe.window import Chosen, Probed, Window, choose, measure_before
 from entropy_lab.record import RunWriter
 from entropy_lab.types import HELD_OUT, TokenBatch, TokenGrad, TokenStats
 
 NAN = float("nan")
 Micro = tuple[Any, TokenBatch]
+STEP_METRICS = (  # columns of a step's row that its line in metrics.jsonl repeats
+    "step rollout age entropy_token_mean entropy_seq_mean dH_train dH_heldout dH_fixed "
+    "entropy_fixed clip_high_frac clip_low_frac dual_clip_frac touched_share grad_norm kappa lr "
+    "gradient_audit"
+).split()
 
 
 @dataclass(frozen=True)
@@ -55,25 +61,48 @@ class StepMeasurement:
     train: list[Probed] = field(default_factory=list)
     held: list[Probed] = field(default_factory=list)
     watch: list[Probed] = field(default_factory=list)
+    fine: FineRows | None = None
     checks: dict[str, float] = field(default_factory=dict)
     start: Path | None = None
     deep: DeepStart | None = None
     result: DeepResult | None = None
     loss_forward_is_before: bool = False
     dropout_off: bool = False
-    started: float = field(default_factory=time.perf_counter)
 
-    def measure_after(self, scorer: Scorer) -> None:
+    def measure_after(self, meters: Meters) -> None:
         """The second pass, over the very objects of the first."""
         for part in (*self.train, *self.held, *self.watch):
-            part.after = scorer.measure(part.inputs)
+            part.after = part.measure(meters.main)
+        if self.fine is not None and meters.fine is not None:
+            self.fine.finish(meters.fine)
 
-    def measure_floor(self, scorer: Scorer) -> None:
-        """The noise floor of a floor step, in the first probed micro-batch."""
+    def measure_floor(self, meters: Meters) -> None:
+        """The noise floor of a floor step, in the first probed micro-batch; what moved."""
         if self.start is None or not self.train:
             return
-        found = noise_floor(scorer.model, scorer.score, self.start.start, self.train[0])
+        main = meters.main
+        path = Path(main.model, self.start.start, main.precision)
+        found = noise_floor(path, main.score, self.train[0])
         self.checks |= dict(zip(("floor", "bias", "floor_rows"), found, strict=True))
+        self.checks["moved_share"] = moved_share(path)
+        self.checks["moved_share_bfloat16"] = moved_share(path, torch.bfloat16)
+
+    def measure_deep(
+        self,
+        meters: Meters,
+        optimizer: torch.optim.Optimizer,
+        window: Window,
+        notes: Mapping[str, Any],
+        jvp: Jvp,
+    ) -> None:
+        """Path forms and influence of a deep step; kappa is the loop's, or fitted by the audit."""
+        if self.deep is None:
+            return
+        kappa = float(notes.get("kappa", self.checks.get("kappa", 1.0)))
+        main = meters.main.precision
+        self.result = finish(
+            self.deep, meters.deep, optimizer, window, self.train, kappa, jvp, main
+        )
 
     def summary(self, window: Window, predicted: dict[str, Tensor]) -> dict[str, Any]:
         """The step's row of the steps table, but for what only the loop knows."""
@@ -100,6 +129,7 @@ class StepMeasurement:
             "floor": NAN,
             "bias": NAN,
             **self.checks,
+            **(self.fine.scalars() if self.fine else {}),
             **(deep_scalars(self.train, self.result) if self.result else {}),
         }
 
@@ -107,7 +137,7 @@ class StepMeasurement:
 def measure_before_step(
     measurement: StepMeasurement,
     window: Window,
-    scorer: Scorer,
+    meters: Meters,
     cadence: Cadence,
     held_out: Sequence[Micro],
     fixed: Sequence[Micro],
@@ -118,9 +148,9 @@ def measure_before_step(
     It may where, when last compared (at start-up and on floor steps), a pass of its own was
     bitwise equal for every micro-batch.
     """
-    m, records = measurement, window.records
+    m, records, scorer = measurement, window.records, meters.main
     m.dropout_off = bool(active_dropout(scorer.model))
-    if m.dropout_off or cadence.fraction < 1:
+    if m.dropout_off or cadence.fraction < 1 or scorer is not meters.training:
         same = False
     elif loss_forward_is_before is None or cadence.checks(m.step):
         same = all(_same(scorer.measure(r.inputs), r.stats) for r in records)
@@ -131,29 +161,32 @@ def measure_before_step(
                 scorer.put(r.inputs, r.stats)
     m.loss_forward_is_before = same
     own = [(r.inputs, r.batch) for r in records]
-    probed = []
-    for index, (inputs, batch) in enumerate([*own, *held_out]):
-        chosen = choose(inputs, batch, cadence.seed, m.step, index, cadence.fraction)
-        probed.append(measure_before(chosen, scorer))
+    chosen = [
+        choose(inputs, batch, cadence.seed, m.step, index, cadence.fraction)
+        for index, (inputs, batch) in enumerate([*own, *held_out])
+    ]
+    probed = measure_before(chosen, scorer, max(len(batch.mask) for _, batch in own))
     m.train, m.held = probed[: len(own)], probed[len(own) :]
-    m.watch = [measure_before((inputs, batch, None, 1.0), scorer) for inputs, batch in fixed]
+    watched = [Chosen(inputs, batch, None, 1.0) for inputs, batch in fixed]
+    m.watch = measure_before(watched, scorer, 1)
+    if meters.fine is not None:
+        m.fine = FineRows.choose(m.train, cadence.seed, m.step, meters.fine)
     return same
 
 
 def run_checks(
-    measurement: StepMeasurement, window: Window, scorer: Scorer, kappa: float | None
+    measurement: StepMeasurement, window: Window, meters: Meters, kappa: float | None
 ) -> None:
     """The repeat check and the gradient audit of a floor step, at theta, before it moves."""
     repeats = [
-        (scorer.fresh(p.inputs).entropy - p.before.entropy)[p.batch.mask].abs().max()
+        (meters.main.fresh(p.source).rows(p.within).entropy - p.before.entropy)[p.batch.mask]
         for p in measurement.train
-        if p.batch.mask.any()
     ]
     pairs = [(r.inputs, r.grad) for r in window.records]
-    audit, kappa = gradient_audit(scorer.model, scorer.score, pairs, kappa)
+    audit, kappa = gradient_audit(meters.training, pairs, kappa)
     if measurement.dropout_off:
         audit = NAN  # the audit's own pass cannot draw the loss forward's dropout again
-    repeat = max((float(r) for r in repeats), default=NAN)
+    repeat = max((float(r.abs().max()) for r in repeats if len(r)), default=NAN)
     measurement.checks = {"repeat_max": repeat, "gradient_audit": audit, "kappa": kappa}
 
 
@@ -206,6 +239,7 @@ def write_token_rows(
             own = {k: v[picked] for k, v in own.items()}
             influence = {k: v[picked] for k, v in influence.items()}
         deep = {**influence, **(result.path[index] if result else {})}
+        deep |= measurement.fine.column(part) if measurement.fine else {}
         write(to_rows.token_columns(step, index, part, grad, weight, flags, own, deep))
     for index, part in enumerate(measurement.held, start=len(window.records)):
         idle = torch.zeros_like(part.before.logp)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from entropy_lab.probe.path import Named
+from entropy_lab.stats.moments import accumulation
 
 SUPPORTED = "SGD (momentum, dampening), Adam and AdamW"
 
@@ -69,8 +70,8 @@ def before_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Before:
     key = "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else "exp_avg"
     for name, p in _trained(model):
         moment = optimizer.state.get(p, {}).get(key)
-        first[name] = None if moment is None else moment.detach().clone()
-        clipped[name] = torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        first[name] = None if moment is None else _copy(moment)
+        clipped[name] = _copy(torch.zeros_like(p) if p.grad is None else p.grad)
     return Before(first, clipped)
 
 
@@ -84,10 +85,10 @@ def after_step(
     for name, p in _trained(model):
         group, state = groups.get(p), optimizer.state.get(p, {})
         if group is None or p.grad is None:
-            zero = torch.zeros_like(p)
+            zero = torch.zeros_like(before.clipped[name])
             values = (zero, zero, zero, zero, zero)
         else:
-            theta = start[name].to(p.device)
+            theta = start[name].to(p.device, before.clipped[name].dtype)
             values = part(group, state, before.first[name], before.clipped[name], theta)
         fields = (update.grad, update.momentum, update.decay, update.weight, update.bend)
         for into, value in zip(fields, values, strict=True):
@@ -105,13 +106,14 @@ def _adam(
     beta1, beta2 = (float(b) for b in group["betas"])
     k = float(state["step"])
     left1, left2 = 1 - beta1**k, 1 - beta2**k
-    root = (state["exp_avg_sq"] / left2).sqrt()
+    average, square = (state[name].to(g.dtype) for name in ("exp_avg", "exp_avg_sq"))
+    root = (square / left2).sqrt()
     weight = lr * (1 - beta1) / left1 / (root + eps)
     momentum = torch.zeros_like(g) if m is None else -lr * beta1 / left1 * m / (root + eps)
     coupled = not group.get("decoupled_weight_decay", False)
     decay = -weight * wd * t if coupled else -lr * wd * t
     entering = g + wd * t if coupled else g
-    bend = lr * (state["exp_avg"] / left1) * (1 - beta2) * entering
+    bend = lr * (average / left1) * (1 - beta2) * entering
     bend = bend / (left2 * root * (root + eps) ** 2)
     moving = root > 0
     zero = torch.zeros_like(root)
@@ -133,6 +135,11 @@ def _sgd(
     momentum = torch.zeros_like(g) if m is None else -lr * mu * m
     weight = torch.full_like(g, factor)
     return -weight * g, momentum, -factor * wd * t, weight, torch.zeros_like(g)
+
+
+def _copy(x: Tensor) -> Tensor:
+    """In float32 where it is shorter: the parts are sums of small differences."""
+    return x.detach().to(accumulation(x.dtype), copy=True)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from entropy_lab.probe.inputs import join_rows, take_rows
 from entropy_lab.probe.sampling import sampled_count, sampled_rows
-from entropy_lab.probe.scorer import Scorer, take_rows
+from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import NOT_SCORABLE, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
 
@@ -113,15 +114,22 @@ class Probed:
     """The probed rows of one micro-batch and their statistics before and after the step.
 
     rows: sorted indices (B',) into the micro-batch, None for all; inclusion_prob: the chance that
-    each response of the micro-batch had to be among them.
+    each response of the micro-batch had to be among them. source, within: what both passes run on
+    and where these rows stand in it; sampled rows of several micro-batches share one pass.
     """
 
     inputs: Any
     batch: TokenBatch
     rows: Tensor | None
     inclusion_prob: float
+    source: Any
+    within: slice
     before: TokenStats
     after: TokenStats | None = None
+
+    def measure(self, scorer: Scorer) -> TokenStats:
+        """Statistics of these rows at the present parameters."""
+        return scorer.measure(self.source).rows(self.within)
 
     @property
     def dH(self) -> Tensor:
@@ -154,21 +162,58 @@ def numbered_all(
     return out
 
 
+class Chosen(NamedTuple):
+    """Rows to be measured; the fields are those of Probed."""
+
+    inputs: Any
+    batch: TokenBatch
+    rows: Tensor | None
+    inclusion_prob: float
+
+
 def choose(
     inputs: Any, batch: TokenBatch, seed: int, step: int, micro: int, fraction: float
-) -> tuple[Any, TokenBatch, Tensor | None, float]:
-    """The probed responses of a micro-batch: (inputs, batch, rows, inclusion probability)."""
+) -> Chosen:
+    """The probed responses of a micro-batch."""
     size = len(batch.token_id)
     rows = sampled_rows(seed, step, micro, size, fraction)
     if rows is None:
-        return inputs, batch, None, 1.0
+        return Chosen(inputs, batch, None, 1.0)
     share = sampled_count(fraction, size) / size
-    return take_rows(inputs, rows), batch.rows(rows.to(batch.mask.device)), rows, share
+    return Chosen(take_rows(inputs, rows), batch.rows(rows.to(batch.mask.device)), rows, share)
 
 
-def measure_before(chosen: tuple[Any, TokenBatch, Tensor | None, float], scorer: Scorer) -> Probed:
-    inputs, batch, rows, share = chosen
-    return Probed(inputs, batch, rows, share, before=scorer.measure(inputs))
+def measure_before(chosen: Sequence[Chosen], scorer: Scorer, most: int) -> list[Probed]:
+    """First pass over the chosen rows; sampled ones together, up to `most` responses a pass.
+
+    A pass over a few rows costs little more than one over one row. What counts is that the second
+    pass sees the same layout.
+    """
+    out: list[Probed] = []
+    for group in _passes(chosen, most):
+        joined = join_rows([c.inputs for c in group]) if len(group) > 1 else None
+        start = 0
+        for c in group:
+            alone = joined is None
+            first = 0 if alone else start
+            within = slice(first, first + len(c.batch.mask))
+            source = c.inputs if alone else joined
+            stats = scorer.measure(source).rows(within)
+            out.append(Probed(*c, source, within, before=stats))
+            start += len(c.batch.mask)
+    return out
+
+
+def _passes(chosen: Sequence[Chosen], most: int) -> Iterator[list[Chosen]]:
+    group: list[Chosen] = []
+    for c in chosen:
+        size = sum(len(g.batch.mask) for g in group) + len(c.batch.mask)
+        if group and (c.rows is None or group[-1].rows is None or size > most):
+            yield group
+            group = []
+        group.append(c)
+    if group:
+        yield group
 
 
 def mark_not_scorable(flags: Tensor, *stats: TokenStats) -> Tensor:

@@ -56,6 +56,7 @@ FULL_FLOATS: dict[str, tuple[str, str]] = {
     "m2": ("nats^2", "sum of pi^2 (log pi)^2 over the vocabulary"),
     "grad_entropy": ("1/nats", "-dL/dentropy"),
     "dlogp": ("nats", "log-probability after the step minus before"),
+    "dH_float32": ("nats", "dH measured again in float32, a few responses a step; else null"),
 }
 # Logged on deep steps only, null elsewhere.
 PATH_PREDICTORS = (

@@ -49,11 +49,13 @@ class TaskConfig:
 class ModelConfig:
     """Sizes and warm-up of the model made here; `path` loads a local model folder instead.
 
+    autocast: "bfloat16" runs the passes of the trainer in it, on float32 master weights.
     warmup_corrupt: the chance that a written step of a training trace is wrong; warmup_ramp:
     iterations of linear learning-rate rise; warmup_decay: the last share of them, falling to 0.
     """
 
     path: str = ""
+    autocast: Literal["none", "bfloat16"] = "none"
     seed: Seed = 0
     layers: Positive = 3
     hidden: Positive = 128
@@ -124,7 +126,8 @@ class ProbeConfig:
     """What is measured around the steps; every: each n-th step; fraction: of its responses.
 
     floor_every: gradient audit, repeat check and noise floor on each n-th probed step;
-    deep_every: path forms and influence, 0 for none. jvp, entropy_of: as in Probe.
+    deep_every: path forms and influence, 0 for none. jvp, entropy_of, dtype, policy: as in Probe;
+    snapshots: where the weights before a deep step are kept.
     """
 
     enabled: bool = True
@@ -137,6 +140,9 @@ class ProbeConfig:
     deep_every: Count = 0
     jvp: Literal["forward", "slope"] = "forward"
     entropy_of: Literal["train", "held_out", "fixed"] = "train"
+    dtype: Literal["auto", "same", "float32", "float64"] = "auto"
+    policy: Literal["master", "cast"] = "master"
+    snapshots: Literal["device", "cpu"] = "device"
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -24,6 +24,7 @@ from entropy_lab.train.warmup import OnIteration, warm_up
 
 _RECIPE = 1  # raise it when the same settings come to mean other weights
 _SEAL = "entropy_lab.json"
+_NOT_WARMED = ("path", "autocast")  # settings that do not change the warmed-up weights
 
 
 def load_model(config: Config, progress: OnIteration | None = None) -> tuple[Any, Any]:
@@ -71,7 +72,7 @@ def model_hash(config: Config) -> str:
     parts = {
         "recipe": _RECIPE,
         "task": {"name": task.name, **asdict(task)},
-        "model": {k: v for k, v in asdict(config.model).items() if k != "path"},
+        "model": {k: v for k, v in asdict(config.model).items() if k not in _NOT_WARMED},
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -50,18 +50,24 @@ def model_inputs(responses: Responses, rows: slice) -> Inputs:
     )
 
 
-def make_score(model: nn.Module, temperature: float) -> Score:
-    """score(inputs) -> TokenStats (B, T) of softmax(logits / temperature) at response tokens."""
+def make_score(model: nn.Module, temperature: float, autocast: str = "none") -> Score:
+    """score(inputs) -> TokenStats (B, T) of softmax(logits / temperature) at response tokens.
+
+    autocast: the dtype that the model's products run in ("none": that of its weights); the
+    statistics are summed in float32 whatever the logits' dtype.
+    """
+    low = None if autocast == "none" else getattr(torch, autocast)
 
     def score(inputs: Inputs) -> TokenStats:
         steps = inputs.token_id.shape[1]
-        logits = model(
-            input_ids=inputs.input_id,
-            attention_mask=inputs.seen,
-            position_ids=inputs.position,
-            logits_to_keep=steps + 1,
-            use_cache=False,
-        ).logits  # (B, T+1, V)
+        with torch.autocast(inputs.token_id.device.type, low, enabled=low is not None):
+            logits = model(
+                input_ids=inputs.input_id,
+                attention_mask=inputs.seen,
+                position_ids=inputs.position,
+                logits_to_keep=steps + 1,
+                use_cache=False,
+            ).logits  # (B, T+1, V)
         # Position t predicts token t+1: the last row predicts past the end.
         return token_stats(logits[:, :-1], inputs.token_id, temperature)
 

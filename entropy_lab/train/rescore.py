@@ -46,7 +46,7 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     config = config_from_dict(settings, "run.json")
     model, tokenizer = _skeleton(config)
     load_checkpoint(path, model)
-    stats = make_score(model, config.rollout.temperature)
+    stats = make_score(model, config.rollout.temperature, config.model.autocast)
 
     def score(
         prompts: Sequence[str], token_ids: Sequence[NDArray]
