@@ -11,8 +11,10 @@ import torch
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
+from entropy_lab.record.manifest import update_info
 from entropy_lab.train.checkpoint import complete_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
+from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
 
 # What may differ when a run goes on: how long, and how often it is saved.
 _RESUMABLE = ("train.rollouts", "train.checkpoint_every", "train.keep_checkpoints")
@@ -116,6 +118,8 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
     from entropy_lab.train.loop import train
     from entropy_lab.train.progress import Progress
 
+    if line := announced(config):
+        print(line)
     try:
         with Progress(run_dir, config) as progress:
             finished = train(config, run_dir, checkpoint, progress)
@@ -130,10 +134,20 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
     except Exception:
         _mark(run_dir, "failed")
         raise
+    _tell_cost(config, run_dir)
     if not finished:
         print(f"stopped and saved; continue with: entropy-lab train --resume --out {run_dir}")
         raise KeyboardInterrupt
     return run_dir
+
+
+def _tell_cost(config: Config, run_dir: Path) -> None:
+    """Print what the probe cost and keep it, with the estimate, in run.json."""
+    found = measured_cost(open_run(run_dir).metrics()) if config.probe.enabled else {}
+    if found:
+        estimated = sum(estimated_cost(config).values())
+        update_info(run_dir, probe_cost={"estimated_share": estimated, **found})
+        print(reported(found))
 
 
 def _mark(run_dir: Path, status: str) -> None:
@@ -173,7 +187,8 @@ def describe(config: Config) -> str:
         f"{config.to_toml()}\n"
         f"# {t.rollouts} rollouts of {responses} responses, {t.minibatches} optimizer steps each: "
         f"{steps} steps\n"
-        f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens"
+        f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens\n"
+        f"# {announced(config) or 'probe: off'}"
     )
 
 
