@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from entropy_lab import Probe, load
+from entropy_lab.analysis import analyze
 from entropy_lab.probe.floor import entropy64, moved_share
 from entropy_lab.probe.path import Path as ParameterPath
 from entropy_lab.probe.precision import Precision, Setting, no_autocast, watched_autocast
@@ -216,3 +217,27 @@ def test_gradients_flow_through_another_arithmetic() -> None:
 def test_an_unknown_setting_is_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Setting(**options)
+
+
+def warned(run: Path) -> str:
+    return "\n".join(analyze([run]).tables["warnings"]["text"])
+
+
+def test_the_analysis_says_what_half_precision_did(tmp_path: Path) -> None:
+    train(tmp_path / "auto", "score", steps=4)
+    steps = load(tmp_path / "auto").steps()
+    rms = (steps["rounding"] ** 2 * steps["float32_rows"]).sum() / steps["float32_rows"].sum()
+    text = warned(tmp_path / "auto")
+    assert f"float32 as well it is off by {rms**0.5:.1e} nats a token" in text
+    assert "dH was measured in bfloat16, as the run was trained" in text
+    train(tmp_path / "same", "score", dtype="same")
+    assert "rounding is about 1e-3 nats a token. Set probe.dtype" in warned(tmp_path / "same")
+    for where, dtype in (("float32", "auto"), ("score", "float32")):
+        train(tmp_path / where / dtype, where, dtype=dtype)
+        assert "dH was measured in" not in warned(tmp_path / where / dtype)
+    train(tmp_path / "slow", "float32", lr=1e-6)
+    share = load(tmp_path / "slow").steps()["moved_share_bfloat16"].median()
+    assert share < 0.05
+    assert f"a step moves {share:.1%} of the weights once they are rounded" in warned(
+        tmp_path / "slow"
+    )

@@ -79,6 +79,41 @@ def _measurement(steps: pd.DataFrame) -> list[dict]:
         )
     if not np.isfinite(audit):
         rows.append(_note("no gradient audit was recorded"))
+    return rows + _precision(steps)
+
+
+def _precision(steps: pd.DataFrame) -> list[dict]:
+    """What half precision does to dH, and how much of a step a half-precision sampler sees."""
+    rows = []
+    measured = steps["measured_in"].iloc[-1] if "measured_in" in steps else ""
+    if "rounding" in steps and steps["rounding"].notna().any():
+        again = steps[steps["rounding"].notna()]
+        n = again["float32_rows"]
+        rounding = float(np.sqrt(np.average(again["rounding"] ** 2, weights=n)))
+        means = [np.average(again[c], weights=n) for c in ("dH_float32", "dH_float32_same")]
+        rows.append(
+            _warning(
+                f"dH was measured in {measured}, as the run was trained: over {int(n.sum()):,} "
+                f"tokens measured in float32 as well it is off by {rounding:.1e} nats a token "
+                f"(rms); their mean dH is {means[0]:+.1e} in float32 and {means[1]:+.1e} as "
+                "measured. Set probe.dtype = float32 to measure all of them so"
+            )
+        )
+    elif str(measured).endswith("float16"):
+        rows.append(
+            _warning(
+                f"dH was measured in {measured}: rounding is about 1e-3 nats a token. Set "
+                "probe.dtype = float32, or auto for a few responses a step"
+            )
+        )
+    seen = "moved_share_bfloat16"
+    if seen in steps and (share := float(steps[seen].median())) < 0.5:
+        rows.append(
+            _note(
+                f"a step moves {share:.1%} of the weights once they are rounded to bfloat16 "
+                "(median of the floor steps): a sampler on such weights sees that part of it"
+            )
+        )
     return rows
 
 
