@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.probe import line
+from benchmarks._bars import line
 from entropy_lab.stats import linear_token_stats, token_stats
 
 N = 16384

@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from benchmarks._bars import line
 from entropy_lab import load
 from entropy_lab.probe.floor import entropy64
 from entropy_lab.record import create_run
@@ -36,10 +37,6 @@ COSTS = {
     "with held-out rows": ([], 0.75),
     "1/8 of both": (["probe.fraction=0.125", "probe.fixed_responses=0"], 0.20),
 }
-
-
-def line(bar: str, what: str, value: str, demand: str, met: bool) -> None:
-    print(f"{bar:<3} {what:<44} {value:>12}   {demand:<14} {'met' if met else 'MISSED'}")
 
 
 def zero_rate(folder: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.probe import line
+from benchmarks._bars import line, note
 from entropy_lab.stats import Moments, linear_token_stats, token_stats
 from entropy_lab.types import TokenStats
 
@@ -55,10 +55,6 @@ def best(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float
             run()
             seconds[name] = min(seconds[name], clock() - start)
     return seconds
-
-
-def note(what: str, value: str) -> None:
-    print(f"    {what:<44} {value:>12}   no bar")
 
 
 def cost(tokens: int, rounds: int) -> None:

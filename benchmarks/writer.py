@@ -3,9 +3,11 @@
     python -m benchmarks.writer [--rows N] [--windows N] [--profile core|full]
 
 Bars: at least 40 M float values/s a rank; at most 3.9 B per float column and token, plus 2 B for
-the keys. The rows have the shape of a real log: most entropies near zero, responses of lognormal
-length, Zipf tokens, groups of 8 whose responses share the beginning of their text. The time is
-that of the whole path through RunWriter: copies, sort check, encoding, fsync, rename.
+the keys; at most 2 % of a training step of the demo, in CPU seconds of the training thread (the
+background thread's share stands beside it). The rows have the shape of a real log: most entropies
+near zero, responses of lognormal length, Zipf tokens, groups of 8 whose responses share the
+beginning of their text. The time is that of the whole path through RunWriter: copies, sort check,
+encoding, fsync, rename.
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks._bars import line, note
 from entropy_lab.record import RunWriter, create_run, open_run, token_schema
 from entropy_lab.record.schema import TOKEN_KEYS, Profile
+from entropy_lab.record.window import Window
+from entropy_lab.train import loop
+from entropy_lab.train.launch import run_training
 
 GROUP = 8
 WINDOW_STEPS = 4
@@ -103,17 +113,48 @@ def measure(profile: Profile, n_windows: int, rows: int, detail: bool) -> None:
     finally:
         shutil.rmtree(run_dir)
     n, stored = n_windows * WINDOW_STEPS * rows, (n_windows + 1) * WINDOW_STEPS * rows
+    speed, busy = (n * len(floats) / seconds / 1e6 for seconds in (wall, cpu))
+    line("W1", f"{profile}: M float values/s", f"{speed:.0f}", ">= 40", speed >= 40)
+    note(f"  of a CPU second; {n / wall / 1e6:.2f} M tokens/s", f"{busy:.0f}")
     per_float = sum(size[name] for name in floats) / stored / len(floats)
+    what = f"{profile}: B per float column and token"
+    line("W1", what, f"{per_float:.2f}", "<= 3.9", per_float <= 3.9)
     keys = sum(size[name] for name in TOKEN_KEYS if name != "state") / stored
-    print(
-        f"{profile}: {n * len(floats) / wall / 1e6:.0f} M float values/s (bar 40; "
-        f"{n * len(floats) / cpu / 1e6:.0f} M a CPU second), {n / wall / 1e6:.2f} M tokens/s, "
-        f"{len(floats)} float columns\n"
-        f"  {per_float:.2f} B per float column and token (bar 3.9), keys {keys:.2f} B a token "
-        f"(bar 2), state hash {size['state'] / stored:.2f} B (8 where every state differs)"
-    )
+    line("W1", f"{profile}: B of the keys and token", f"{keys:.2f}", "<= 2", keys <= 2)
+    note("  the state hash (8 where every state differs)", f"{size['state'] / stored:.2f}")
     if detail:
         print("  " + ", ".join(f"{name} {count / stored:.2f}" for name, count in size.items()))
+
+
+def share_of_step(folder: Path) -> None:
+    """CPU seconds in the writer's calls and in its thread over those of the demo's steps."""
+    calls, thread = [0.0], [0.0]
+
+    def timed(function: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                into[0] += time.thread_time() - start
+
+        return wrapped
+
+    names = ("tokens", "step", "samples", "commit")
+    with ExitStack() as stack:
+        for name in names:
+            method = timed(getattr(RunWriter, name), calls)
+            stack.enter_context(patch.object(RunWriter, name, method))
+        stack.enter_context(patch.object(Window, "write", timed(Window.write, thread)))
+        whole = [0.0]
+        settings = ["train.rollouts=12", "probe.deep_every=0", "train.checkpoint_every=0"]
+        timed(run_training, whole)(None, settings, folder / "warm")  # makes the model
+        calls[0] = thread[0] = whole[0] = 0.0
+        with patch.object(loop, "train", timed(loop.train, whole)):
+            run_training(None, settings, folder / "demo")
+    share = calls[0] / whole[0]
+    line("W1", "share of a training step, demo", f"{share:.1%}", "<= 2%", share <= 0.02)
+    note("  background thread over the training thread", f"{thread[0] / whole[0]:.1%}")
 
 
 def main() -> None:
@@ -126,6 +167,8 @@ def main() -> None:
     profiles: list[Profile] = [args.profile] if args.profile else ["core", "full"]
     for profile in profiles:
         measure(profile, args.windows, args.rows, args.detail)
+    with tempfile.TemporaryDirectory(prefix="entropy-lab-w1-") as folder:
+        share_of_step(Path(folder))
 
 
 if __name__ == "__main__":
