@@ -85,8 +85,9 @@ class TokenBatch(_Rows):
     advantage (B, T) float; old_logp (B, T) float, nats, of the policy that generated.
     Optional: old_entropy (B, T), rollout_logp (B, T) the sampler's own value, state (B, T) int64
     hash of prompt and prefix, uid (B,) int64, group (B,) int64, reward (B,) float,
-    truncated (B,) bool. age: optimizer steps since the rollout; step: the optimizer step and
-    seed: the run's seed (hashed random choices use both).
+    truncated (B,) bool, influence_marginal (B, T) nats per unit of the token's weight, known only
+    of a step that is about to be taken. age: optimizer steps since the rollout; step: the
+    optimizer step and seed: the run's seed (hashed random choices use both).
     """
 
     token_id: Int64[Tensor, "B T"]
@@ -100,13 +101,15 @@ class TokenBatch(_Rows):
     group: Int64[Tensor, " B"] | None = None
     reward: Float[Tensor, " B"] | None = None
     truncated: Bool[Tensor, " B"] | None = None
+    influence_marginal: Float[Tensor, "B T"] | None = None
     age: int = 0
     step: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         shape = self.token_id.shape
-        for name in ("mask", "advantage", "old_logp", "old_entropy", "rollout_logp", "state"):
+        per_token = ("mask", "advantage", "old_logp", "old_entropy", "rollout_logp", "state")
+        for name in (*per_token, "influence_marginal"):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(

@@ -79,7 +79,7 @@ def test_missing_inputs_say_what_to_pass() -> None:
 def test_the_registry_names_its_methods_and_their_source(name: str) -> None:
     method = make_method(name, **({"beta": 0.1} if name == "entropy_bonus" else {}))
     assert method.name == name and method.source
-    allowed = {f.name for f in fields(TokenStats)} | {"old_entropy"}
+    allowed = {f.name for f in fields(TokenStats)} | {"old_entropy", "influence_marginal"}
     assert method.needs <= allowed
     with pytest.raises(FrozenInstanceError):
         method.normaliser = "seq_mean"  # type: ignore[misc]

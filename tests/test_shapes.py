@@ -266,6 +266,7 @@ def arguments() -> dict[str, dict[str, Any]]:
             "score": stats.logp,
         },
         "interventions.selection.share_count": {"ratio": 0.5, "mask": batch.mask},
+        "interventions.influence_steer.measured_influence": {"name": "x", "batch": batch},
         "predictors.cov.score_cov": {**signs, "mask": batch.mask},
         "predictors.steer.steer_omega": {**step, "clipped": ~batch.mask},
         "predictors.steer_released.steer_released_omega": step,

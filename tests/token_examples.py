@@ -26,6 +26,8 @@ EVERY_METHOD: list[tuple[str, dict[str, Any]]] = [
     ("steer", {"mapping": "binary", "quantile": 0.8}),
     ("steer", {"symmetric": False}),
     ("steer", {"omega": "steer_released", "symmetric": False, "mapping": "linear"}),
+    ("influence_steer", {}),
+    ("entropy_target", {}),
 ]
 
 
@@ -45,6 +47,7 @@ def example(seed: int = 0, rows: int = 6, length: int = 8, vocab: int = 11):
         uid=torch.tensor(rng.permutation(1000)[:rows]),
         group=torch.arange(rows) // 3,
         reward=torch.tensor(rng.integers(0, 2, rows)).double(),
+        influence_marginal=torch.tensor(rng.normal(size=(rows, length)) * 1e-4),
         step=4,
         seed=9,
     )

@@ -10,7 +10,9 @@ from entropy_lab.interventions.base import Clipped, Intervention, Method, plan_s
 from entropy_lab.interventions.clip_cov import ClipCov
 from entropy_lab.interventions.clip_higher import ClipHigher
 from entropy_lab.interventions.entropy_bonus import EntropyBonus
+from entropy_lab.interventions.entropy_target import EntropyTarget
 from entropy_lab.interventions.grpo import Grpo
+from entropy_lab.interventions.influence_steer import InfluenceSteer
 from entropy_lab.interventions.kl_cov import KlCov
 from entropy_lab.interventions.steer import Steer
 
@@ -21,6 +23,8 @@ INTERVENTIONS: dict[str, type[Method]] = {
     "kl_cov": KlCov,
     "entropy_bonus": EntropyBonus,
     "steer": Steer,
+    "influence_steer": InfluenceSteer,
+    "entropy_target": EntropyTarget,
 }
 
 __all__ = [
@@ -29,7 +33,9 @@ __all__ = [
     "ClipHigher",
     "Clipped",
     "EntropyBonus",
+    "EntropyTarget",
     "Grpo",
+    "InfluenceSteer",
     "Intervention",
     "KlCov",
     "Method",

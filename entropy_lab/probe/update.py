@@ -26,7 +26,8 @@ class Update:
     grad, momentum, decay: parts of delta due to this step's gradient, to earlier ones, to weight
     decay. weight: lr P (1 - beta1)/(1 - beta1^k), or lr (1 - dampening): minus the derivative of
     delta by the clipped gradient with P held. bend: what P's own dependence on the gradient adds
-    to that derivative (0 for SGD). clipped: the gradient that reached the optimizer.
+    to that derivative (0 for SGD). clipped: the gradient that reached the optimizer. eventual, of
+    provisional steps alone: what `grad` adds up to once momentum has passed it on.
     """
 
     grad: Named = field(default_factory=dict)
@@ -35,6 +36,14 @@ class Update:
     weight: Named = field(default_factory=dict)
     bend: Named = field(default_factory=dict)
     clipped: Named = field(default_factory=dict)
+    eventual: Named = field(default_factory=dict)
+
+    def put(self, name: str, values: Parts) -> None:
+        """grad, momentum, decay, weight and bend of one parameter."""
+        for into, value in zip(
+            (self.grad, self.momentum, self.decay, self.weight, self.bend), values, strict=True
+        ):
+            into[name] = value
 
 
 @dataclass
@@ -90,10 +99,54 @@ def after_step(
         else:
             theta = start[name].to(p.device, before.clipped[name].dtype)
             values = part(group, state, before.first[name], before.clipped[name], theta)
-        fields = (update.grad, update.momentum, update.decay, update.weight, update.bend)
-        for into, value in zip(fields, values, strict=True):
-            into[name] = value
+        update.put(name, values)
     return update
+
+
+def provisional_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, clipped: Named
+) -> Update:
+    """The parts of the step that the optimizer would take on the gradient `clipped`.
+
+    Nothing moves. Raises ValueError where the optimizer cannot be taken apart.
+    """
+    check_supported(optimizer)
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    update = Update(clipped=clipped)
+    sgd = isinstance(optimizer, torch.optim.SGD)
+    for name, p in _trained(model):
+        g = _copy(clipped[name])
+        factor = 0.0
+        if p not in groups:
+            zero = torch.zeros_like(g)
+            values = (zero, zero, zero, zero, zero)
+        elif sgd:
+            m = optimizer.state.get(p, {}).get("momentum_buffer")
+            values = _sgd(groups[p], {}, None if m is None else _copy(m), g, _copy(p))
+            factor = 1 / (1 - float(groups[p]["momentum"]))
+        else:
+            state, m = _adam_after(groups[p], optimizer.state.get(p, {}), g, _copy(p))
+            values = _adam(groups[p], state, m, g, _copy(p))
+            beta1 = float(groups[p]["betas"][0])
+            factor = (1 - beta1 ** state["step"]) / (1 - beta1)
+        update.put(name, values)
+        update.eventual[name] = factor * values[0]
+    return update
+
+
+def _adam_after(
+    group: dict[str, Any], state: dict[str, Any], g: Tensor, t: Tensor
+) -> tuple[dict[str, Any], Tensor | None]:
+    """(the state after a step on g, the first moment before it)."""
+    beta1, beta2 = (float(b) for b in group["betas"])
+    coupled = not group.get("decoupled_weight_decay", False)
+    entering = g + float(group["weight_decay"]) * t if coupled else g
+    m, v = (None if k not in state else _copy(state[k]) for k in ("exp_avg", "exp_avg_sq"))
+    first = (1 - beta1) * entering if m is None else beta1 * m + (1 - beta1) * entering
+    square = (1 - beta2) * entering.square()
+    second = square if v is None else beta2 * v + square
+    k = float(state.get("step", 0)) + 1
+    return {"step": k, "exp_avg": first, "exp_avg_sq": second}, m
 
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
