@@ -257,6 +257,15 @@ def arguments() -> dict[str, dict[str, Any]]:
             "prompt_mask": prompt > 0,
             "token_id": batch.token_id,
         },
+        "stats.visitation.response_terms": {
+            "mask": batch.mask,
+            "entropy": stats.entropy,
+            "dH": stats.entropy,
+            "dlogp": stats.logp,
+            "group": batch.group,
+            "log_ratio": batch.reward,
+            "weight": batch.reward,
+        },
         "interventions.base.plan_step": {"method": method, "batches": [batch], "stats": [stats]},
         "interventions.selection.token_hash": {"batch": batch},
         "interventions.selection.choose": {

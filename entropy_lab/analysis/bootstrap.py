@@ -122,6 +122,14 @@ def interval(replicates: Array, units: int | None = None) -> tuple[float, float]
     return float(low), float(high)
 
 
+def t_interval(values: Array) -> tuple[float, float]:
+    """Student's t interval at LEVEL of the mean of `values` (n,); NaN below two values."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = -stdtrit(len(values) - 1, (1 - LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def nan_median(values: Array, axis: int) -> Array:
     """Median without NaN entries; NaN (and no warning) where nothing is left."""
     if not np.isnan(values).any():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
-from entropy_lab.analysis.bootstrap import LEVEL
+from entropy_lab.analysis.bootstrap import t_interval
 from entropy_lab.analysis.curves import edges
 from entropy_lab.analysis.tables import frame
 
@@ -48,7 +46,7 @@ def comparison(curves: pd.DataFrame) -> pd.DataFrame:
     if per_run.empty:
         return frame("comparison", [])
     for (method, metric), data in per_run.groupby(["method", "metric"], sort=False):
-        low, high = _t_interval(data["change"].to_numpy())
+        low, high = t_interval(data["change"].to_numpy())
         rows.append(
             {
                 "level": "method",
@@ -63,11 +61,3 @@ def comparison(curves: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return frame("comparison", rows)
-
-
-def _t_interval(values: np.ndarray) -> tuple[float, float]:
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    quantile = float(stdtrit(len(values) - 1, (1 + LEVEL) / 2))  # of Student's t
-    half = quantile * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)

@@ -21,6 +21,7 @@ from entropy_lab.analysis.caveats import caveats
 from entropy_lab.analysis.compare import comparison
 from entropy_lab.analysis.deep import deep_columns, deep_rows, deep_steps
 from entropy_lab.analysis.influence import InfluenceSums
+from entropy_lab.analysis.response import response_terms
 from entropy_lab.analysis.rows import Columns, Groups, needed
 from entropy_lab.analysis.scan import Scan, measure_ranges, scan
 from entropy_lab.analysis.store import write_tables
@@ -235,6 +236,7 @@ def _summary(tables: Tables, rows: pd.DataFrame, found: Scan | None) -> dict[str
         "reward_last": reward[1],
         "dH_train": float(data["dH_train"].mean()),
         "dH_heldout": curves.policy_change(rows),
+        **response_terms(rows),
         **belief(rows, found),
         "best_predictor": max(within, key=lambda r: r["pcc"])["predictor"] if within else "",
     }

@@ -69,6 +69,10 @@ TABLES: dict[str, dict[str, str]] = {
         "reward_last": "mean reward of the last five steps",
         "dH_train": "mean over steps of dH_train",
         "dH_heldout": "mean dH_heldout of the steps of age 0, the change of the policy",
+        **_banded("local_term", "mean over steps of sum dH in a response, nats per response"),
+        **_banded("visitation_term", "the same because other tokens come next: other states"),
+        "terms_of": "responses of both: heldout (steps of age 0) or train (their own push in it)",
+        "terms_steps": "steps with both",
         "floor": "noise floor: rms of dH - dH in float64 over the rows of all floor steps, nats",
         "ceiling": "largest within-step PCC that the floor leaves possible: median over steps of "
         "sqrt(1 - floor^2 / var dH)",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_lab.probe.window import Probed, mark_not_scorable
-from entropy_lab.stats import QUADRANTS, quadrant
+from entropy_lab.stats import QUADRANTS, ResponseTerms, quadrant, response_terms
 from entropy_lab.types import (
     CLIPPED_HIGH,
     CLIPPED_LOW,
@@ -173,6 +173,42 @@ def mean_change(parts: list[Probed]) -> float:
         ]  # fmt: skip
     )
     return weighted_mean(values, weight.to(values.device))
+
+
+def response_scalars(parts: list[Probed], side: str) -> dict[str, float]:
+    """`local_<side>`, `visitation_<side>` in nats per response, `effective_<side>` in responses.
+
+    What the step did to E[sum_t H_t], the entropy of a response, at the states where the probed
+    responses stand, and because other tokens come next (see `response_terms`). Means over
+    responses weighted by 1 / inclusion probability and by their sequence ratio to the policy that
+    sampled them, exp(sum_t (logp - old_logp)): 1 at age 0, where old_logp is the trainer's own.
+    effective: (sum w)^2 / sum w^2. Without `group` in the batches the baseline is the mean over
+    all of them. NaN without any response.
+    """
+    terms = _response_terms(parts) if parts else None
+    local, visitation = terms.means() if terms else (float("nan"), float("nan"))
+    return {
+        f"local_{side}": local,
+        f"visitation_{side}": visitation,
+        f"effective_{side}": terms.effective() if terms else float("nan"),
+    }
+
+
+def _response_terms(parts: list[Probed]) -> ResponseTerms:
+    batch = TokenBatch.cat([p.batch for p in parts])
+    before = TokenStats.cat([p.before for p in parts])
+    after = TokenStats.cat([p.after for p in parts if p.after is not None])
+    log_ratio = torch.where(batch.mask, before.logp.double() - batch.old_logp, 0.0).sum(1)
+    chance = [torch.full((len(p.batch.mask),), p.inclusion_prob) for p in parts]
+    return response_terms(
+        batch.mask,
+        before.entropy,
+        after.entropy - before.entropy,
+        after.logp - before.logp,
+        batch.group,
+        log_ratio,
+        1 / torch.cat(chance).to(log_ratio),
+    )
 
 
 def change_by_quadrant(parts: list[Probed]) -> dict[str, float]:

@@ -123,6 +123,9 @@ class StepMeasurement:
             "dH_fixed": to_rows.mean_change(self.watch),
             "entropy_fixed": _mean_before(self.watch),
             **to_rows.change_by_quadrant(self.train),
+            **to_rows.response_scalars(self.train, "train"),
+            # Not the fixed set: its ratio to the policy that sampled it spans the whole run.
+            **to_rows.response_scalars(self.held, "heldout"),
             "kappa": NAN,
             "repeat_max": NAN,
             "gradient_audit": NAN,

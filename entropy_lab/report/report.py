@@ -123,7 +123,7 @@ def _numbers(tables: Tables) -> str:
             ("unique states", f"{row['unique_states']:,}" if row["unique_states"] else "–"),
             ("gradient audit", _short(row["gradient_audit"])),
         ]
-    ) + _floor(row)
+    ) + _floor(row) + _response(row)
 
 
 def _floor(row: Row) -> str:
@@ -133,6 +133,23 @@ def _floor(row: Row) -> str:
         f"Noise floor: {_short(row['floor'])} nats (rms against float64). "
         f"{row['under_floor']:.1%} of the tokens have |dH| under two floors, so their sign and "
         f"size are not known; no predictor can reach a PCC in a step above {row['ceiling']:.4g}."
+    )
+    return f'<p class="note">{html.text(text)}</p>'
+
+
+def _response(row: Row) -> str:
+    """The two terms of a response's entropy in a sentence; nothing where they are not logged."""
+    if not row.get("terms_steps"):
+        return ""
+    local, moved = (
+        f"{_short(row[name])} {_range(row[f'{name}_lo'], row[f'{name}_hi'])}".strip()
+        for name in ("local_term", "visitation_term")
+    )
+    of = "held-out responses" if row["terms_of"] == "heldout" else "the update's own responses"
+    text = (
+        f"A response's entropy changed by {local} nats a step where its tokens stood, and by "
+        f"{moved} because other tokens come next ({of}, mean of {row['terms_steps']} steps; "
+        "brackets: 95 % t intervals over steps)."
     )
     return f'<p class="note">{html.text(text)}</p>'
 

@@ -1,4 +1,7 @@
-"""Vocabulary statistics: the five numbers per token that replace the logits, and what follows."""
+"""Vocabulary statistics: the five numbers per token that replace the logits, and what follows.
+
+Of single positions, and of whole responses (`response_terms`).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from entropy_lab.stats.linear import linear_token_stats
 from entropy_lab.stats.moments import Moments
 from entropy_lab.stats.reference import token_stats
 from entropy_lab.stats.state import state_hash
+from entropy_lab.stats.visitation import ResponseTerms, response_terms
 
 __all__ = [
     "QUADRANTS",
     "Moments",
+    "ResponseTerms",
     "entropy_slopes",
     "linear_token_stats",
     "quadrant",
+    "response_terms",
     "state_hash",
     "token_stats",
 ]
