@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from entropy_lab.errors import RunError
 
+Kind = Literal["checkpoints", "replay"]
 _STATE = "state.json"
 _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -28,13 +29,14 @@ def save_checkpoint(
     state: dict[str, Any],
     tensors: dict[str, Tensor] | None = None,
     keep: int = 0,
+    kind: Kind = "checkpoints",
 ) -> Path:
-    """Write checkpoints/step-NNNNNN under the run; a name appears only when all of it is on disk.
+    """Write KIND/step-NNNNNN under the run; a name appears only when all of it is on disk.
 
     state: anything JSON can hold; tensors: extra named tensors, such as random states; keep: how
-    many of the newest checkpoints stay (0: all). Raises RunError where the disk refuses.
+    many of the newest stay (0: all). Raises RunError where the disk refuses.
     """
-    folder = Path(run_dir) / "checkpoints"
+    folder = Path(run_dir) / kind
     final = folder / f"step-{step:06d}"
     partial = folder / f"{final.name}.tmp"
     optimizer_tensors, optimizer_json = _split_optimizer(optimizer)
@@ -59,9 +61,9 @@ def save_checkpoint(
     return final
 
 
-def complete_checkpoints(run_dir: str | Path) -> list[Path]:
+def complete_checkpoints(run_dir: str | Path, kind: Kind = "checkpoints") -> list[Path]:
     """The complete checkpoints of a run, by step; unfinished ones are passed over."""
-    return [path for _, path in _checkpoints(Path(run_dir) / "checkpoints") if _complete(path)]
+    return [path for _, path in _checkpoints(Path(run_dir) / kind) if _complete(path)]
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:

@@ -126,25 +126,27 @@ def sample_rows(
     }
 
 
-_FIXED_INPUTS = ("input_id", "seen", "position", "token_id")
-_FIXED_BATCH = ("mask", "advantage", "old_logp", "old_entropy", "state", "uid", "reward")
+_INPUTS = ("input_id", "seen", "position", "token_id")
+_BATCH = ("mask", "advantage", "old_logp", "old_entropy", "state", "uid", "group", "reward",
+          "truncated")  # fmt: skip
 
 
-def pack(micros: list[Micro]) -> dict[str, Tensor]:
-    """The fixed probe set as named tensors for the checkpoint."""
-    inputs = {f"fixed.{k}": [getattr(m.inputs, k) for m in micros] for k in _FIXED_INPUTS}
-    batch = {f"fixed.{k}": [getattr(m.batch, k) for m in micros] for k in _FIXED_BATCH}
+def pack(micros: list[Micro], name: str) -> dict[str, Tensor]:
+    """Micro-batches of one rollout as tensors NAME.field, for a checkpoint."""
+    inputs = {f"{name}.{k}": [getattr(m.inputs, k) for m in micros] for k in _INPUTS}
+    batch = {f"{name}.{k}": [getattr(m.batch, k) for m in micros] for k in _BATCH}
     return {k: torch.cat(v) for k, v in {**inputs, **batch}.items()}
 
 
-def unpack(tensors: dict[str, Tensor], size: int) -> list[tuple[Inputs, TokenBatch]]:
-    """The fixed probe set in micro-batches of at most `size` responses."""
-    fixed = {k.removeprefix("fixed."): v for k, v in tensors.items() if k.startswith("fixed.")}
-    pairs = []
-    for a in range(0, len(fixed["uid"]), size):
-        part = {k: v[a : a + size] for k, v in fixed.items()}
-        inputs = Inputs(**{k: part[k] for k in _FIXED_INPUTS})
-        fields: dict[str, Any] = {k: part[k] for k in _FIXED_BATCH}
-        batch = TokenBatch(token_id=part["token_id"], **fields)
-        pairs.append((inputs, batch))
-    return pairs
+def unpack(
+    tensors: dict[str, Tensor], name: str, size: int, *, age: int = 0, step: int = 0, seed: int = 0
+) -> list[Micro]:
+    """What `pack` was given, in micro-batches of at most `size` responses."""
+    mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+    micros = []
+    for a in range(0, len(mine["uid"]), size):
+        part = {k: v[a : a + size] for k, v in mine.items()}
+        fields: dict[str, Any] = {k: part[k] for k in _BATCH if k in part}
+        batch = TokenBatch(token_id=part["token_id"], **fields, age=age, step=step, seed=seed)
+        micros.append(Micro(Inputs(**{k: part[k] for k in _INPUTS}), batch))
+    return micros

@@ -179,8 +179,9 @@ def fix_probe_set(parts: Parts, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     fresh = not tensors
     if fresh:
         groups = -(-config.probe.fixed_responses // config.rollout.group_size)
-        tensors = pack(parts.micros(parts.sample(groups, "fixed", 0), -1, 1)[0])
-    parts.probe.fix(unpack(tensors, config.train.micro_batch), save=fresh)
+        tensors = pack(parts.micros(parts.sample(groups, "fixed", 0), -1, 1)[0], "fixed")
+    micros = unpack(tensors, "fixed", config.train.micro_batch)
+    parts.probe.fix([m.pair() for m in micros], save=fresh)
     return tensors
 
 
