@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from entropy_lab.stats.quantile import quantile
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -25,8 +27,7 @@ def group_relative(
     centred = value - (_sum(value, index, count) / count)[index]
     if std:
         _need_two(group, index, count, "std with n - 1 is undefined; use std=False")
-        variance = _sum(centred * centred, index, count) / (count - 1)
-        centred = centred / (variance.sqrt() + eps)[index]
+        centred = centred / (_std(value, index, count) + eps)[index]
     return centred.masked_fill(_all_equal(value, index, count)[index], 0.0).to(reward.dtype)
 
 
@@ -68,6 +69,74 @@ def length_weighted(
     return advantage.masked_fill(_all_equal(value, index, count)[index], 0.0).to(reward.dtype)
 
 
+def quantile_relative(
+    reward: Float[Tensor, " B"],
+    group: Int[Tensor, " B"],
+    k: float,
+    interpolate: bool = False,
+    eps: float = 1e-6,
+) -> Float[Tensor, " B"]:
+    """A = (R - Q_K) / (std + eps), Q_K the K-quantile of the group (QAE, arXiv 2509.22611).
+
+    Q_K = inf{x: F(x) >= K}; interpolate=True goes between the sorted rewards instead, as the
+    released code does. std with n - 1. With 0/1 rewards and a success rate p, the failures of a
+    hard group (p <= 1 - K) and the successes of an easy one get exactly 0.
+    reward (B,) float, group (B,) int ids in any order, K in (0, 1); returns (B,) in reward's dtype.
+    Raises ValueError on shapes that do not fit and on a group of one response.
+    """
+    index, count = _groups(reward, group)
+    _need_two(group, index, count, "std with n - 1 is undefined")
+    value = reward.double()
+    members = range(len(count))
+    baseline = torch.stack([quantile(value[index == g], k, interpolate) for g in members])
+    advantage = (value - baseline[index]) / (_std(value, index, count) + eps)[index]
+    return advantage.masked_fill(_all_equal(value, index, count)[index], 0.0).to(reward.dtype)
+
+
+def rank_penalised(
+    reward: Float[Tensor, " B"],
+    group: Int[Tensor, " B"],
+    logp: Float[Tensor, " B"],
+    beta: float,
+    eps: float = 1e-6,
+) -> Float[Tensor, " B"]:
+    """Group-relative A of R (1 - beta (G - rank) / G), rank 1 the most likely (2506.02355).
+
+    G counts the group's responses; all of them are ranked, by logp (B,), nats, the mean over a
+    response's tokens; equal ones share the mean of their ranks. Groups whose rewards R are all
+    equal get exactly 0: the source leaves them out, and rank alone would decide otherwise.
+    reward (B,) float, group (B,) int ids in any order; returns (B,) in reward's dtype.
+    Raises ValueError on shapes that do not fit and on a group of one response.
+    """
+    index, count = _groups(reward, group)
+    if logp.shape != reward.shape:
+        raise ValueError(
+            f"logp has shape {tuple(logp.shape)} but reward has {tuple(reward.shape)}: pass one "
+            "mean log-probability per response"
+        )
+    value = reward.double()
+    size = count[index]
+    kept = value * (1 - beta * (size - _rank(logp.double(), index, count)) / size)
+    advantage = group_relative(kept, group, eps=eps)
+    return advantage.masked_fill(_all_equal(value, index, count)[index], 0.0).to(reward.dtype)
+
+
+def outcome(
+    reward: Float[Tensor, " B"], correct: float = 1.0, wrong: float = -1.0
+) -> Float[Tensor, " B"]:
+    """A = correct where R is 1, wrong where R is 0 or -1: no baseline, no std (2506.01347).
+
+    reward (B,) float; returns (B,) in reward's dtype. Raises ValueError on any other reward.
+    """
+    other = (reward != 1) & (reward != 0) & (reward != -1)
+    if bool(other.any()):
+        raise ValueError(
+            f"reward {float(reward[other][0]):g} is neither 1 (correct) nor 0 or -1 (wrong): "
+            "pass outcome rewards, or use a method with a baseline"
+        )
+    return torch.where(reward == 1, correct, wrong).to(reward.dtype)
+
+
 def _groups(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """index (B,) in 0..G-1 and count (G,) of responses."""
     if reward.ndim != 1 or group.shape != reward.shape:
@@ -81,6 +150,25 @@ def _groups(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sum(value: Tensor, index: Tensor, count: Tensor) -> Tensor:
     return value.new_zeros(count.shape).index_add_(0, index, value)
+
+
+def _std(value: Tensor, index: Tensor, count: Tensor) -> Tensor:
+    """The standard deviation (G,) of each group, with n - 1."""
+    centred = value - (_sum(value, index, count) / count)[index]
+    return (_sum(centred * centred, index, count) / (count - 1)).sqrt()
+
+
+def _rank(value: Tensor, index: Tensor, count: Tensor) -> Tensor:
+    """1 for the highest value of each group, (B,); equal values share the mean of their ranks."""
+    order = value.argsort(descending=True)
+    order = order[index[order].argsort(stable=True)]  # by group, then by value
+    place = torch.arange(1, len(value) + 1, device=value.device, dtype=torch.float64)
+    place = place - (count.cumsum(0) - count)[index[order]]
+    keys = torch.stack([index[order].double(), value[order]])  # (2, B)
+    _, run, size = torch.unique_consecutive(keys, dim=1, return_inverse=True, return_counts=True)
+    rank = torch.empty_like(place)
+    rank[order] = (_sum(place, run, size) / size)[run]
+    return rank
 
 
 def _all_equal(value: Tensor, index: Tensor, count: Tensor) -> Tensor:

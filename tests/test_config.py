@@ -126,7 +126,7 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         ("task.name=arithmetik", "unknown task 'arithmetik'; did you mean arithmetic?"),
         ("task.digit=3", "unknown key task.digit of task arithmetic; did you mean digits?"),
         ("task.digits=0", "task.digits must be greater than or equal to 1, got 0"),
-        ("method.name=gpro", "did you mean grpo"),
+        ("method.name=gpro", "did you mean gspo or grpo"),
         ("method.clip_hihg=0.3", "clip_high"),
         ("train=3", "cannot read the override 'train=3': write section.key=value"),
         ("train.rollouts", "cannot read the override 'train.rollouts': write section.key=value"),

@@ -11,15 +11,13 @@ import pytest
 from entropy_lab.errors import ConfigError
 from entropy_lab.interventions import INTERVENTIONS, make_method
 from entropy_lab.types import TokenStats
-from token_examples import (
-    example,
-)
+from token_examples import REQUIRED, example
 
 
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("stear", {}, r"unknown method 'stear': did you mean steer\? Valid: grpo, clip_higher"),
+        ("stear", {}, r"unknown method 'stear': did you mean steer.*\? Valid: grpo, clip_higher"),
         ("zzz", {}, r"unknown method 'zzz': Valid: grpo, clip_higher, clip_cov"),
         ("grpo", {"clip_hi": 0.3}, r"grpo has no parameter 'clip_hi': did you mean clip_high"),
         ("entropy_bonus", {}, "entropy_bonus needs beta: it has no published default, set it"),
@@ -53,6 +51,39 @@ from token_examples import (
         ("steer", {"mapping": "binary"}, r"quantile = None .* a number in \(0, 1\) with mapping"),
         ("steer", {"quantile": 0.5}, r"steer: quantile = 0\.5 is not valid"),
         ("steer", {"symmetric": 1}, "symmetric = 1 .* a value of type bool, not int"),
+        ("clip_lower", {}, "clip_lower needs clip_low: it has no published default, set it"),
+        ("clip_lower", {"clip_low": -0.1}, r"clip_lower: clip_low = -0\.1 .* set a number >= 0"),
+        ("fork_tokens", {"rho": 0.0}, r"rho = 0\.0 is not valid: set a share of the tokens in \(0"),
+        ("fork_tokens", {"rho": 1.5}, r"fork_tokens: rho = 1\.5 is not valid"),
+        ("fork_tokens", {"scope": "batch"}, "scope = 'batch' .* set one of minibatch, microbatch"),
+        ("w_reinforce", {"polarity": "psr"}, "'psr' .* set one of both, positive, negative"),
+        ("w_reinforce", {"lambda_positive": -1}, "lambda_positive = -1 .* a finite weight >= 0"),
+        (
+            "w_reinforce",
+            {"polarity": "negative", "normaliser": "token_mean"},
+            "normaliser = 'token_mean' .* selected_mean: dropped responses leave the denominator",
+        ),
+        ("entropy_advantage", {"alpha": -0.1}, r"alpha = -0\.1 .* set a finite number >= 0"),
+        ("entropy_advantage", {"kappa": 1.0}, r"kappa = 1\.0 .* so that no advantage changes its"),
+        ("unlikeliness", {"beta": 1.1}, r"unlikeliness: beta = 1\.1 .* a number in \[0, 1\]"),
+        ("dr_grpo", {}, "dr_grpo needs constant_length: it has no published default, set it"),
+        ("dr_grpo", {"constant_length": 0}, "constant_length = 0 .* a positive number of tokens"),
+        (
+            "dr_grpo",
+            {"constant_length": 9, "normaliser": "token_mean"},
+            "dr_grpo: normaliser = 'token_mean' is not valid: set constant, or method rloo",
+        ),
+        ("qae", {"k": 1.0}, r"qae: k = 1\.0 is not valid: set a number in \(0, 1\)"),
+        ("ce_gppo", {"beta1": -0.5}, r"beta1 = -0\.5 .* \(0: no gradient beyond the clip\)"),
+        ("ce_gppo", {"beta2": math.inf}, "ce_gppo: beta2 = inf is not valid: set a finite number"),
+        ("cispo", {"dual_clip": 3.0}, r"dual_clip = 3\.0 .* set inf: clip_high already bounds"),
+        ("erc", {"entropy_low": 0.0}, r"entropy_low = 0\.0 is not valid: set a number > 0"),
+        ("erc", {"entropy_high": math.nan}, "erc: entropy_high = nan is not valid"),
+        ("dppo_tv", {"delta": -0.1}, r"dppo_tv: delta = -0\.1 .* a number >= 0 \(inf: drop none\)"),
+        ("dppo_kl", {"c": 0.5}, r"dppo_kl: c = 0\.5 .* a number >= 1 \(inf: no bound on the"),
+        ("dppo_kl", {"clip_low": 0.2}, "dppo_kl has no parameter 'clip_low'"),
+        ("quadrant", {"neg_likely": -1.0}, r"neg_likely = -1\.0 .* a finite weight >= 0"),
+        ("quadrant", {"pos_likely": math.inf}, "quadrant: pos_likely = inf is not valid"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_the_way_out(
@@ -70,6 +101,14 @@ def test_missing_inputs_say_what_to_pass() -> None:
         make_method("steer", omega="steer_released").plan(replace(batch, old_entropy=None), stats)
     with pytest.raises(ValueError, match=r"batch\.uid, which is None: pass uid \(B,\)"):
         make_method("clip_cov").plan(replace(batch, uid=None), stats)
+    with pytest.raises(ValueError, match=r"erc reads batch\.old_entropy, which is None: pass the"):
+        make_method("erc").plan(replace(batch, old_entropy=None), stats)
+    for name in ("fork_tokens", "entropy_advantage", "quadrant", "dppo_tv"):
+        with pytest.raises(ValueError, match=rf"{name}\.plan reads .* but got stats=None"):
+            make_method(name).plan(batch, None)
+    for name in ("unlikeliness", "opo", "dr_grpo", "rloo", "qae", "w_reinforce"):
+        with pytest.raises(ValueError, match=rf"{name}\.advantages reads batch\.reward, which is"):
+            make_method(name, **REQUIRED.get(name, {})).advantages(replace(batch, reward=None))
     for field in ("reward", "group"):
         with pytest.raises(ValueError, match=rf"reads batch\.{field}, which is None: pass {field}"):
             make_method("grpo").advantages(replace(batch, **{field: None}))
@@ -77,7 +116,7 @@ def test_missing_inputs_say_what_to_pass() -> None:
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_the_registry_names_its_methods_and_their_source(name: str) -> None:
-    method = make_method(name, **({"beta": 0.1} if name == "entropy_bonus" else {}))
+    method = make_method(name, **REQUIRED.get(name, {}))
     assert method.name == name and method.source
     allowed = {f.name for f in fields(TokenStats)} | {"old_entropy", "influence_marginal"}
     assert method.needs <= allowed

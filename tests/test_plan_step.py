@@ -79,6 +79,7 @@ def test_minibatch_scope_depends_on_neither_split_nor_order(
         ("steer", {}),
         ("clip_cov", {"ratio": 0.1, "lb": 0.0, "ub": 3.0}),
         ("kl_cov", {"ratio": 0.1}),
+        ("fork_tokens", {}),
     ],
 )
 def test_microbatch_scope_depends_on_the_split(name: str, params: dict[str, Any]) -> None:

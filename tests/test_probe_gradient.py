@@ -14,12 +14,14 @@ from entropy_lab.interventions import INTERVENTIONS, make_method, plan_step
 from entropy_lab.probe.audit import gradient_audit
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import TokenGrad
+from token_examples import REQUIRED
 from toy import Toy, adamw, batches, run_loop, score_of
 
 METHOD_PARAMS = {
+    **REQUIRED,
     "clip_cov": {"ratio": 0.1, "lb": 0.01, "ub": 5.0},
     "kl_cov": {"ratio": 0.1},
-    "entropy_bonus": {"beta": 0.05},
+    "gspo": {"clip_low": 0.1, "clip_high": 0.1},
 }
 
 

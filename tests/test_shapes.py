@@ -226,6 +226,9 @@ def arguments() -> dict[str, dict[str, Any]]:
         "advantages.group_relative": group,
         "advantages.leave_one_out": group,
         "advantages.length_weighted": {**group, "length": batch.mask.sum(1)},
+        "advantages.quantile_relative": {**group, "k": 0.4},
+        "advantages.rank_penalised": {**group, "logp": stats.logp[:, 0], "beta": 0.25},
+        "advantages.outcome": {"reward": batch.reward},
         "stats.reference.token_stats": {"logits": logits, "token_id": batch.token_id},
         "stats.linear.linear_token_stats": {
             "hidden": logits[..., :5],
@@ -251,6 +254,7 @@ def arguments() -> dict[str, dict[str, Any]]:
         "stats.moments.Moments.stats": {"self": moments, "z_a": logits[..., 0]},
         "stats.derived.entropy_slopes": {"stats": stats},
         "stats.derived.quadrant": {**signs, "entropy": stats.entropy},
+        "stats.quantile.quantile": {"x": stats.logp[0], "q": 0.4},
         "stats.state.mix64": {"x": batch.state},
         "stats.state.state_hash": {
             "prompt_id": prompt,

@@ -28,7 +28,32 @@ EVERY_METHOD: list[tuple[str, dict[str, Any]]] = [
     ("steer", {"omega": "steer_released", "symmetric": False, "mapping": "linear"}),
     ("influence_steer", {}),
     ("entropy_target", {}),
+    ("clip_lower", {"clip_low": 0.1}),
+    ("fork_tokens", {}),
+    ("w_reinforce", {}),
+    ("w_reinforce", {"polarity": "positive"}),
+    ("w_reinforce", {"polarity": "negative"}),
+    ("entropy_advantage", {}),
+    ("unlikeliness", {}),
+    ("opo", {}),
+    ("dr_grpo", {"constant_length": 9}),
+    ("rloo", {}),
+    ("qae", {}),
+    ("ce_gppo", {}),
+    ("cispo", {}),
+    ("erc", {}),
+    ("dppo_tv", {}),
+    ("dppo_kl", {}),
+    ("gspo", {"clip_low": 0.1, "clip_high": 0.1}),
+    ("quadrant", {"pos_likely": 0.5, "pos_unlikely": 2.0, "neg_likely": 0.0}),
 ]
+
+# What a method cannot be made without.
+REQUIRED: dict[str, dict[str, Any]] = {
+    "entropy_bonus": {"beta": 0.1},
+    "clip_lower": {"clip_low": 0.1},
+    "dr_grpo": {"constant_length": 8},
+}
 
 
 def example(seed: int = 0, rows: int = 6, length: int = 8, vocab: int = 11):
@@ -43,7 +68,7 @@ def example(seed: int = 0, rows: int = 6, length: int = 8, vocab: int = 11):
         mask=mask,
         advantage=torch.tensor(rng.normal(size=(rows, 1))).expand(rows, length).contiguous(),
         old_logp=stats.logp + torch.tensor(rng.normal(size=(rows, length)) * 0.4),
-        old_entropy=stats.entropy * 0.9,
+        old_entropy=stats.entropy * torch.linspace(0.9, 1.1, rows * length).view(rows, length),
         uid=torch.tensor(rng.permutation(1000)[:rows]),
         group=torch.arange(rows) // 3,
         reward=torch.tensor(rng.integers(0, 2, rows)).double(),

@@ -7,14 +7,30 @@ from typing import Any
 
 from entropy_lab.errors import ConfigError, nearest
 from entropy_lab.interventions.base import Clipped, Intervention, Method, plan_step
+from entropy_lab.interventions.ce_gppo import CeGppo
+from entropy_lab.interventions.cispo import Cispo
 from entropy_lab.interventions.clip_cov import ClipCov
 from entropy_lab.interventions.clip_higher import ClipHigher
+from entropy_lab.interventions.clip_lower import ClipLower
+from entropy_lab.interventions.dppo_kl import DppoKl
+from entropy_lab.interventions.dppo_tv import DppoTv
+from entropy_lab.interventions.dr_grpo import DrGrpo
+from entropy_lab.interventions.entropy_advantage import EntropyAdvantage
 from entropy_lab.interventions.entropy_bonus import EntropyBonus
 from entropy_lab.interventions.entropy_target import EntropyTarget
+from entropy_lab.interventions.erc import Erc
+from entropy_lab.interventions.fork_tokens import ForkTokens
 from entropy_lab.interventions.grpo import Grpo
+from entropy_lab.interventions.gspo import Gspo
 from entropy_lab.interventions.influence_steer import InfluenceSteer
 from entropy_lab.interventions.kl_cov import KlCov
+from entropy_lab.interventions.opo import Opo
+from entropy_lab.interventions.qae import Qae
+from entropy_lab.interventions.quadrant import Quadrant
+from entropy_lab.interventions.rloo import Rloo
 from entropy_lab.interventions.steer import Steer
+from entropy_lab.interventions.unlikeliness import Unlikeliness
+from entropy_lab.interventions.w_reinforce import WReinforce
 
 INTERVENTIONS: dict[str, type[Method]] = {
     "grpo": Grpo,
@@ -23,23 +39,55 @@ INTERVENTIONS: dict[str, type[Method]] = {
     "kl_cov": KlCov,
     "entropy_bonus": EntropyBonus,
     "steer": Steer,
+    "clip_lower": ClipLower,
+    "fork_tokens": ForkTokens,
+    "w_reinforce": WReinforce,
+    "entropy_advantage": EntropyAdvantage,
+    "unlikeliness": Unlikeliness,
+    "opo": Opo,
+    "dr_grpo": DrGrpo,
+    "rloo": Rloo,
+    "qae": Qae,
+    "ce_gppo": CeGppo,
+    "cispo": Cispo,
+    "erc": Erc,
+    "dppo_tv": DppoTv,
+    "dppo_kl": DppoKl,
+    "gspo": Gspo,
+    "quadrant": Quadrant,
     "influence_steer": InfluenceSteer,
     "entropy_target": EntropyTarget,
 }
 
 __all__ = [
-    "INTERVENTIONS",
+    "CeGppo",
+    "Cispo",
     "ClipCov",
     "ClipHigher",
+    "ClipLower",
     "Clipped",
+    "DppoKl",
+    "DppoTv",
+    "DrGrpo",
+    "EntropyAdvantage",
     "EntropyBonus",
     "EntropyTarget",
+    "Erc",
+    "ForkTokens",
     "Grpo",
+    "Gspo",
+    "INTERVENTIONS",
     "InfluenceSteer",
     "Intervention",
     "KlCov",
     "Method",
+    "Opo",
+    "Qae",
+    "Quadrant",
+    "Rloo",
     "Steer",
+    "Unlikeliness",
+    "WReinforce",
     "make_method",
     "plan_step",
 ]

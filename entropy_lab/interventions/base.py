@@ -54,10 +54,12 @@ class Method:
     """Fields of every method: how the loss is averaged, and the group-relative advantage.
 
     normaliser, constant_length: as in TokenPlan. Raises ConfigError for a wrong type or value.
+    unconfirmed: what of a method its primary source could not confirm; empty where all is.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
+    unconfirmed: ClassVar[str] = ""
 
     normaliser: Normaliser = "token_mean"
     constant_length: int | None = None
@@ -82,13 +84,8 @@ class Method:
 
         Raises ValueError where batch.reward or batch.group is None. arXiv 2402.03300.
         """
-        if batch.reward is None or batch.group is None:
-            lacking = "reward" if batch.reward is None else "group"
-            raise ValueError(
-                f"{self.name}.advantages reads batch.{lacking}, which is None: pass {lacking} (B,)"
-            )
-        advantage = group_relative(batch.reward, batch.group).to(batch.old_logp.dtype)  # (B,)
-        return torch.where(batch.mask, advantage[:, None], 0.0)  # (B, T)
+        reward, group = self._read(batch, "reward", "group")
+        return self._per_token(batch, group_relative(reward, group))
 
     def plan(self, batch: TokenBatch, stats: TokenStats | None, state: Any = None) -> TokenPlan:
         """Every token treated alike, by the fields of the method."""
@@ -98,6 +95,19 @@ class Method:
         return TokenPlan(
             normaliser=self.normaliser, constant_length=self.constant_length, **changes
         )
+
+    def _read(self, batch: TokenBatch, *names: str) -> list[Tensor]:
+        """Fields of the batch that `advantages` cannot do without, each (B,)."""
+        for name in names:
+            if getattr(batch, name) is None:
+                raise ValueError(
+                    f"{self.name}.advantages reads batch.{name}, which is None: pass {name} (B,)"
+                )
+        return [getattr(batch, name) for name in names]
+
+    def _per_token(self, batch: TokenBatch, advantage: Tensor) -> Tensor:
+        """The advantage (B,) of each response on all of its tokens: (B, T), 0 outside the mask."""
+        return torch.where(batch.mask, advantage.to(batch.old_logp.dtype)[:, None], 0.0)
 
     def _stats(self, stats: TokenStats | None) -> TokenStats:
         if stats is None:

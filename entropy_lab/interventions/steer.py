@@ -13,6 +13,7 @@ from entropy_lab.interventions.base import Scope
 from entropy_lab.interventions.clip_higher import ClipHigher
 from entropy_lab.predictors.steer import steer_omega
 from entropy_lab.predictors.steer_released import steer_released_omega
+from entropy_lab.stats.quantile import quantile
 from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ class Mapped(ClipHigher):
             k = -math.log(self.lambda_min) / largest
             return torch.exp(-k * x).clamp(self.lambda_min, self.lambda_max)
         if self.mapping == "binary":
-            rank = max(1, math.ceil((self.quantile or 0) * x.numel()))
-            above = x > x.kthvalue(rank).values
+            above = x > quantile(x, self.quantile or 0, interpolate=False)
             return torch.full_like(x, self.lambda_max).masked_fill(above, self.lambda_min)
         lowest, highest = x.min(), x.max()
         if highest == lowest:
