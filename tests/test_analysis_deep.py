@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
@@ -181,6 +182,46 @@ def test_strata_are_medians_of_scipys_on_their_rows(planted) -> None:
         for b in used[-6:]
     ]
     assert stage.loc[("last third", "steer"), "pcc"] == pytest.approx(np.median(last), rel=1e-6)
+
+
+def test_rows_alone_in_their_state_are_apart_from_rows_that_share_it(tmp_path: Path) -> None:
+    blocks = write_run(tmp_path / "run", steps=10, held_out=True)
+    for part in (tmp_path / "run" / "tokens").rglob("*.parquet"):
+        table = pq.read_table(part)
+        crowded = np.where(table["pos"].to_numpy() < 2, 7, table["state"].to_numpy())
+        at = table.schema.get_field_index("state")
+        pq.write_table(table.set_column(at, table.schema.field(at), [crowded]), part)
+    found = analyze([tmp_path / "run"]).tables["strata"].query("kind == 'states'")
+    table = found.set_index(["stratum", "predictor"])
+    values: dict[str, list[float]] = {}
+    rows = dict.fromkeys(("1", "2-7", "64-"), 0)
+    for b in blocks:
+        if b["flags"][0] or b["step"][0] < FIRST_STEP:  # held-out rows share no state with others
+            continue
+        state = pd.Series(np.where(b["pos"] < 2, 7, b["state"]))
+        count = state.map(state.value_counts()).to_numpy()
+        for name, keep in {
+            "1": count == 1, "2-7": (count >= 2) & (count < 8), "64-": count >= 64
+        }.items():  # fmt: skip
+            x, y = (b[k][keep].astype(float) for k in ("dH_pred_softmax", "dH"))
+            values.setdefault(name, []).append(stats.pearsonr(x, y)[0])
+            rows[name] += keep.sum()
+    assert list(dict.fromkeys(found["stratum"])) == list(values)
+    for name, expected in values.items():
+        row = table.loc[(name, "softmax")]
+        assert row["pcc"] == pytest.approx(np.median(expected), rel=1e-6), name
+        assert row["n"] == rows[name] and row["steps"] == 5
+
+
+def test_a_log_without_states_has_no_such_stratum(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", steps=8)
+    for part in (tmp_path / "run" / "tokens").rglob("*.parquet"):
+        table = pq.read_table(part)
+        at = table.schema.get_field_index("state")
+        zero = np.zeros(len(table), np.int64)
+        pq.write_table(table.set_column(at, table.schema.field(at), [zero]), part)
+    found = analyze([tmp_path / "run"]).tables["strata"]
+    assert len(found) and not (found["kind"] == "states").any()
 
 
 def test_a_sign_that_pooling_reverses_is_pointed_out() -> None:

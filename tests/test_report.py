@@ -88,6 +88,13 @@ def test_every_number_of_the_table_is_shown_with_its_interval(page) -> None:
         assert shown.replace("-", "−") in text
 
 
+def test_the_table_of_strata_tells_lone_states_from_shared_ones(page) -> None:
+    text, tables, _ = page
+    row = tables["strata"].query("kind == 'states' and stratum == '1'").iloc[0]
+    cells = text.split("<td class=t>rows in the same state: 1</td>")[1].split("</tr>")[0]
+    assert f"<td>{row['n']:,}</td><td>{row['pcc']:.2f}".replace("-", "−") in cells
+
+
 def test_figures_lie_beside_the_report(page) -> None:
     _, _, report = page
     names = {p.name for p in (report.parent / "figures").iterdir()}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, unit
 from entropy_lab.analysis.deep import DeepRows
-from entropy_lab.analysis.scan import MIN_ROWS
+from entropy_lab.analysis.reduce import MIN_ROWS
 from entropy_lab.analysis.statistics import pearson, ranks, stacked
 from entropy_lab.analysis.tables import (
     PREDICTOR_PREFIX,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `v
 STRATA = (*CORRELATED, *entropy_names())
 POSITION_EDGES = (0, 1, 4, 16, 64, 256)  # each bin starts here, the last is open
 POSITIONS = ("0", "1-3", "4-15", "16-63", "64-255", "256-")
+# How many rows of the step are in the row's state.
+STATE_EDGES = (1, 2, 8, 64)
+STATES = ("1", "2-7", "8-63", "64-")
+CUTS = {"position": POSITIONS, "states": STATES}
 BASE = ("n", "w", "wy", "wyy", "way", "wh")  # w = weight, y = dH, ay = |dH|, h = entropy
 
 
@@ -82,8 +86,8 @@ class StepRows:
     """The usable rows (n,) of one step: training rows, or held-out rows.
 
     y: dH. x: predictor -> predicted dH, finite everywhere (a predictor that is not is absent).
-    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability. position: bin of
-    POSITIONS.
+    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability. cuts: bin of each
+    kind of CUTS, as far as the log has what it is made of.
     """
 
     step: int
@@ -95,7 +99,7 @@ class StepRows:
     groups: int
     weight: NDArray[np.float64]
     state: NDArray[np.int64] | None
-    position: NDArray[np.int64] | None = None
+    cuts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def usable(columns: Columns) -> NDArray[np.bool_]:
@@ -134,7 +138,7 @@ def _select(
         groups=count,
         weight=weight,
         state=picked.get("state"),
-        position=_position(picked.get("pos")),
+        cuts=_cuts(picked.get("pos"), picked.get("state")),
     )
 
 
@@ -162,8 +166,14 @@ def _code(columns: Columns) -> NDArray[np.int64]:
     return (region * _P + p) * _H + h
 
 
-def _position(pos: NDArray | None) -> NDArray[np.int64] | None:
-    return None if pos is None else np.searchsorted(POSITION_EDGES, pos, side="right") - 1
+def _cuts(pos: NDArray | None, state: NDArray | None) -> dict[str, NDArray[np.int64]]:
+    out = {}
+    if pos is not None:
+        out["position"] = np.searchsorted(POSITION_EDGES, pos, side="right") - 1
+    if state is not None and state.any():  # all zero: the loop gave none
+        _, index, rows = np.unique(state, return_inverse=True, return_counts=True)
+        out["states"] = (np.searchsorted(STATE_EDGES, rows, side="right") - 1)[index]
+    return out
 
 
 def needed(predictors: Sequence[str]) -> list[str]:

@@ -7,8 +7,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import draw, nan_median, unit
-from entropy_lab.analysis.rows import POSITIONS
-from entropy_lab.analysis.scan import MIN_ROWS, Scan, pair_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, pair_sums
+from entropy_lab.analysis.rows import CUTS
+from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.statistics import pearson, slope_through_origin
 from entropy_lab.analysis.tables import QUADRANTS, entropy_names, frame, records
 from entropy_lab.analysis.validate import Padded
@@ -73,8 +74,8 @@ def _parts(padded: Padded) -> list[tuple[str, str, Array, NDArray[np.int64]]]:
     negative = [q for q in QUADRANTS if q.startswith("neg_")]
     out += [("advantage", "A > 0", cells(*positive), every)]
     out += [("advantage", "A < 0", cells(*negative), every)]
-    if padded.side.positions:
-        out += [("position", n, padded.positions(i), every) for i, n in enumerate(POSITIONS)]
+    for kind, names in CUTS.items():
+        out += [(kind, n, padded.cuts(kind, i), every) for i, n in enumerate(names)]
     for name, third in zip(STAGES, np.array_split(every, len(STAGES)), strict=True):
         if len(third):
             out.append(("stage", name, cells("all"), third))

@@ -192,9 +192,10 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "strata": _RUN
     | {
-        "kind": "entropy, advantage, position or stage (quadrants and bins of the probability are "
-        "in validation)",
-        "stratum": "H[lo,hi); A > 0, A < 0; token positions in the response; thirds of the steps",
+        "kind": "entropy, advantage, position, states or stage (quadrants and bins of the "
+        "probability are in validation)",
+        "stratum": "H[lo,hi); A > 0, A < 0; token positions in the response; how many logged "
+        "training rows of the step are in the row's state; thirds of the steps",
         "predictor": "dH_pred_<predictor>",
         "n": "token rows",
         "steps": "steps with a value",

@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, nan_median, recentred
-from entropy_lab.analysis.scan import MIN_ROWS, Scan, Side, pair_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, Side, pair_sums
+from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.statistics import (
     centred,
     mean_squared_error,
@@ -45,9 +46,9 @@ class Padded:
         out, _ = stacked([self.side.cells[i][:, stratum] for i in self.at])
         return out
 
-    def positions(self, place: int) -> Array:
-        """(S, G, columns) of one bin of POSITIONS."""
-        out, _ = stacked([block[:, place] for block in self.side.positions])
+    def cuts(self, kind: str, place: int) -> Array:
+        """(S, G, columns) of one bin of a kind of CUTS."""
+        out, _ = stacked([block[:, place] for block in self.side.cuts[kind]])
         return out
 
     def of_steps(self, values: list[Array]) -> Array:

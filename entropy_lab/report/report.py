@@ -19,7 +19,8 @@ from entropy_lab.report.html import Raw
 Tables = Mapping[str, pd.DataFrame]
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_NAMED = ("position", "stage")  # kinds of strata whose bins do not name themselves
+# Kinds of strata whose bins do not name themselves.
+_NAMED = {"position": "position", "states": "rows in the same state:", "stage": "stage"}
 HEADINGS = {
     "entropy_reward": "What happened",
     "predicted_vs_actual": "Predicted against measured",
@@ -181,7 +182,7 @@ def _strata(tables: Tables, run: str, several: bool) -> str:
     predictors = list(dict.fromkeys(r["predictor"] for r in rows))
     cells: dict[str, dict[str, Row]] = {}
     for r in [*rows, *records(tables["strata"], run=run)]:
-        kind = f"{r['kind']} {r['stratum']}" if r.get("kind") in _NAMED else r["stratum"]
+        kind = f"{_NAMED[r['kind']]} {r['stratum']}" if r.get("kind") in _NAMED else r["stratum"]
         cells.setdefault(kind, {})[r["predictor"]] = r
     lines = [
         [stratum, f"{max(r['n'] for r in found.values()):,}"]
