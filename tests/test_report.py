@@ -98,14 +98,14 @@ def test_the_table_of_strata_tells_lone_states_from_shared_ones(page) -> None:
 def test_figures_lie_beside_the_report(page) -> None:
     _, _, report = page
     names = {p.name for p in (report.parent / "figures").iterdir()}
-    for figure in ("predicted_vs_actual", "entropy_reward", "quadrants", "regions"):
+    for figure in ("predicted_vs_actual", "calibration", "entropy_reward", "quadrants", "regions"):
         assert {f"{figure}.pdf", f"{figure}.png"} <= names
     assert not list(report.parent.glob("*.tmp"))
 
 
 def test_readers_of_dark_pages_get_dark_figures_and_printers_a_plain_page(page) -> None:
     text, _, _ = page
-    assert text.count("prefers-color-scheme: dark") == 4
+    assert text.count("prefers-color-scheme: dark") == 5
     assert "@media (prefers-color-scheme:dark)" in text and "@media print" in text
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.rows import BASE, CODES, CUTS, StepRows
-from entropy_lab.analysis.statistics import DistinctCount, centred, spearman, without
+from entropy_lab.analysis.bins import CUTS
+from entropy_lab.analysis.rows import BASE, CODES, StepRows
+from entropy_lab.analysis.statistics import DistinctCount, bins_of, centred, spearman, without
 from entropy_lab.analysis.tables import TRIM
 
 Array = NDArray[np.float64]
@@ -22,7 +23,8 @@ class Side:
 
     cells[s] (groups, strata, columns): BASE, then wx, wxx, wxy of every predictor (NaN where it
     is absent). cuts[kind][s] (groups, bins, columns): the same by the bins of each kind of CUTS,
-    steps from `first` on; only of training rows. trimmed[s],
+    steps from `first` on. calibration[predictor][s] (groups, bins, 4): n, w, wx, wy by the bins
+    that edges[predictor] part, likewise. trimmed[s],
     trimmed_within[s] (correlated strata, predictors, 6): PAIR_SUMS of the rows up to the step's
     TRIM quantile of |dH|, and the same of deviations from group means. signs[s] (strata,
     predictors, 2): weight of equal signs, weight of pairs without a zero. srcc[s] (strata,
@@ -36,6 +38,8 @@ class Side:
     steps: list[int] = field(default_factory=list)
     cells: list[Array] = field(default_factory=list)
     cuts: dict[str, list[Array]] = field(default_factory=dict)
+    edges: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    calibration: dict[str, list[Array]] = field(default_factory=dict)
     trimmed: list[Array] = field(default_factory=list)
     trimmed_within: list[Array] = field(default_factory=list)
     signs: list[Array] = field(default_factory=list)
@@ -62,6 +66,8 @@ def reduce_step(side: Side, part: StepRows, predictors: list[str], limit: float 
     if limit is not None:
         for kind, done in side.cuts.items():
             done.append(_by_bin(part, predictors, kind))
+        for name, edges in side.edges.items():
+            side.calibration.setdefault(name, []).append(_by_prediction(part, name, edges))
         beyond = pair_sums(_sums(side, _pick(part, size > limit), predictors))
         side.tail += beyond[:, : side.correlated].sum(axis=0)
         if part.state is not None and part.state.any():
@@ -79,6 +85,17 @@ def _by_bin(part: StepRows, predictors: list[str], kind: str) -> Array:
     if kind not in part.cuts:
         return np.zeros((*shape, len(BASE) + 3 * len(predictors)))
     return _columns(part, predictors, part.group * shape[1] + part.cuts[kind], shape)
+
+
+def _by_prediction(part: StepRows, name: str, edges: NDArray[np.float32]) -> Array:
+    """n, w, wx, wy of each bin of a form's prediction x: (groups, bins, 4); zeros where absent."""
+    shape = part.groups, len(edges) + 1
+    if name not in part.x:
+        return np.zeros((*shape, 4))
+    x, w = part.x[name], part.weight
+    cell = part.group * shape[1] + bins_of(x, edges)
+    sums = [np.bincount(cell, v, shape[0] * shape[1]) for v in (None, w, w * x, w * part.y)]
+    return np.stack(sums, axis=-1).reshape(*shape, 4).astype(np.float64, copy=False)
 
 
 def _columns(

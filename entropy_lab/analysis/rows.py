@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.tables import (
+from entropy_lab.analysis.bins import (
     ENTROPY_EDGES,
-    HELD_OUT,
-    NOT_SCORABLE,
-    PREDICTOR_PREFIX,
+    POSITION_EDGES,
     PROBABILITY_EDGES,
-    QUADRANTS,
+    STATE_EDGES,
     entropy_names,
     probability_names,
 )
+from entropy_lab.analysis.statistics import bins_of
+from entropy_lab.analysis.tables import HELD_OUT, NOT_SCORABLE, PREDICTOR_PREFIX, QUADRANTS
 
 Columns = Mapping[str, NDArray]
 
@@ -27,12 +27,6 @@ _H_EDGES = np.array(ENTROPY_EDGES[1:-1], dtype=np.float32)
 CODES = len(QUADRANTS) * _P * _H  # every row lies in one quadrant x probability x entropy cell
 CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `validation`
 STRATA = (*CORRELATED, *entropy_names())
-POSITION_EDGES = (0, 1, 4, 16, 64, 256)  # each bin starts here, the last is open
-POSITIONS = ("0", "1-3", "4-15", "16-63", "64-255", "256-")
-# How many rows of the step are in the row's state.
-STATE_EDGES = (1, 2, 8, 64)
-STATES = ("1", "2-7", "8-63", "64-")
-CUTS = {"position": POSITIONS, "states": STATES}
 BASE = ("n", "w", "wy", "wyy", "way", "wh")  # w = weight, y = dH, ay = |dH|, h = entropy
 
 
@@ -99,7 +93,7 @@ class StepRows:
     groups: int
     weight: NDArray[np.float64]
     state: NDArray[np.int64] | None
-    cuts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    cuts: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def usable(columns: Columns) -> NDArray[np.bool_]:
@@ -161,18 +155,16 @@ def _code(columns: Columns) -> NDArray[np.int64]:
     advantage, logp, entropy = (columns[k] for k in ("advantage", "logp", "entropy"))
     region = (logp <= -entropy) + 2 * (advantage < 0)
     region = np.where(advantage == 0, len(QUADRANTS) - 1, region)
-    p = np.searchsorted(_LOGP_EDGES, logp, side="right")
-    h = np.searchsorted(_H_EDGES, entropy, side="right")
-    return (region * _P + p) * _H + h
+    return (region * _P + bins_of(logp, _LOGP_EDGES)) * _H + bins_of(entropy, _H_EDGES)
 
 
-def _cuts(pos: NDArray | None, state: NDArray | None) -> dict[str, NDArray[np.int64]]:
+def _cuts(pos: NDArray | None, state: NDArray | None) -> dict[str, NDArray[np.uint8]]:
     out = {}
     if pos is not None:
-        out["position"] = np.searchsorted(POSITION_EDGES, pos, side="right") - 1
+        out["position"] = bins_of(pos, POSITION_EDGES[1:])
     if state is not None and state.any():  # all zero: the loop gave none
         _, index, rows = np.unique(state, return_inverse=True, return_counts=True)
-        out["states"] = (np.searchsorted(STATE_EDGES, rows, side="right") - 1)[index]
+        out["states"] = bins_of(rows, STATE_EDGES[1:])[index]
     return out
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from entropy_lab.analysis.bins import CUTS, QUANTILES
 from entropy_lab.analysis.reduce import Side, keep_rows, reduce_step
 from entropy_lab.analysis.rows import (
     CORRELATED,
-    CUTS,
     HELD_OUT_MEMBER,
     HELD_OUT_STRATA,
     MEMBER,
@@ -21,13 +21,18 @@ from entropy_lab.analysis.rows import (
     split,
     usable,
 )
-from entropy_lab.analysis.statistics import PAIR_SUMS, DistinctCount, TailQuantile
+from entropy_lab.analysis.statistics import (
+    PAIR_SUMS,
+    DistinctCount,
+    TailQuantile,
+    quantile_edges,
+)
 from entropy_lab.analysis.tables import HELD_OUT, PREDICTOR_PREFIX, TRIM
 
 Steps = Callable[[Sequence[str]], Iterable[tuple[int, Columns]]]
 
 BINS = 61  # of the density, along each axis; odd, so that zero has its own bin
-_SPEARMAN_ROWS = 2**20  # rows held for the pooled Spearman correlation
+_SAMPLE_ROWS = 2**20  # evenly spaced rows held for what needs an order of all rows
 
 
 @dataclass
@@ -49,18 +54,24 @@ class Scan:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Tail quantiles from the first pass: of |dH| per side, and of |x| of the training rows."""
+    """From the first pass: tail quantiles of |dH| per side, and of the training rows' predictions.
+
+    edges: predictor -> inner edges of its calibration bins, of evenly spaced rows.
+    """
 
     y: float
     y_held_out: float
     x: dict[str, float]
+    edges: dict[str, NDArray[np.float32]]
 
 
 def measure_ranges(steps: Steps, predictors: list[str], first: int, rows: int) -> Ranges:
-    """First pass: exact TRIM quantiles over the steps from `first` on."""
+    """First pass: exact TRIM quantiles over the steps from `first` on, and edges."""
     names = ["dH", *(PREDICTOR_PREFIX + p for p in predictors)]
     tails = {name: TailQuantile(TRIM, rows) for name in names}
     held = TailQuantile(TRIM, rows)
+    sample: dict[str, list[NDArray[np.float32]]] = {p: [] for p in predictors}
+    stride, seen = _stride(rows), 0
     for step, columns in steps(["flags", *names]):
         if step < first:
             continue
@@ -68,11 +79,24 @@ def measure_ranges(steps: Steps, predictors: list[str], first: int, rows: int) -
         held_out = (columns["flags"] & HELD_OUT) != 0
         held.add(np.abs(columns["dH"][good & held_out]))
         train = good & ~held_out
+        at = np.flatnonzero(train)[-seen % stride :: stride]
         for name in names:
             values = np.abs(columns[name] if train.all() else columns[name][train])
             tails[name].add(values[np.isfinite(values)])
+        for name, parts in sample.items():
+            values = columns[PREDICTOR_PREFIX + name][at]
+            parts.append(values[np.isfinite(values)])
+        seen += int(train.sum())
     x = {p: tails[PREDICTOR_PREFIX + p].value() for p in predictors}
-    return Ranges(tails["dH"].value(), held.value(), x)
+    edges = {
+        name: quantile_edges(np.concatenate([np.empty(0, np.float32), *parts]), QUANTILES)
+        for name, parts in sample.items()
+    }
+    return Ranges(tails["dH"].value(), held.value(), x, edges)
+
+
+def _stride(rows: int) -> int:
+    return max(1, -(-rows // _SAMPLE_ROWS))
 
 
 def scan(
@@ -92,14 +116,18 @@ def scan(
         predictors=predictors,
         first=first,
         train=Side(
-            STRATA, MEMBER, len(CORRELATED), cuts={kind: [] for kind in CUTS}, tail=np.zeros(shape)
+            STRATA,
+            MEMBER,
+            len(CORRELATED),
+            cuts={kind: [] for kind in CUTS},
+            edges=ranges.edges,
+            tail=np.zeros(shape),
         ),
         held_out=Side(HELD_OUT_STRATA, HELD_OUT_MEMBER, 1, tail=np.zeros((1, *shape[1:]))),
         density={p: np.zeros(BINS * BINS, np.int64) for p in predictors},
         ranges={"dH": ranges.y, **ranges.x},
     )
-    stride = max(1, -(-rows // _SPEARMAN_ROWS))
-    seen = 0
+    stride, seen = _stride(rows), 0
     for step, block in steps(columns):
         train, held_out = split(step, block, groups, probability(step))
         out.tokens += len(train.y)

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from entropy_lab.analysis.bins import CUTS, entropy_names
 from entropy_lab.analysis.bootstrap import draw, nan_median, unit
 from entropy_lab.analysis.reduce import MIN_ROWS, pair_sums
-from entropy_lab.analysis.rows import CUTS
 from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.statistics import pearson, slope_through_origin
-from entropy_lab.analysis.tables import QUADRANTS, entropy_names, frame, records
+from entropy_lab.analysis.tables import QUADRANTS, frame, records
 from entropy_lab.analysis.validate import Padded
 
 Array = NDArray[np.float64]

@@ -132,9 +132,13 @@ class _Stratum:
     def _per_step(self, used: NDArray[np.bool_], pairs: Array, trimmed: Array) -> dict:
         sums = np.where(used[:, None], pairs.sum(axis=1), 0.0)
         value = pearson(sums)
-        pool = pearson(self.draws.pool(pairs))
+        resampled = self.draws.pool(pairs)
+        pool = pearson(resampled)
         steps = int(np.isfinite(value).sum())
         low, high = self.draws.interval(self.draws.medians(pool, value), steps)
+        slope = slope_through_origin(sums)
+        slopes = self.draws.medians(slope_through_origin(resampled), slope, np.inf)
+        least, most = self.draws.interval(slopes, steps)
         return {
             "n": int(self.rows[used].sum()),
             "steps": steps,
@@ -142,15 +146,18 @@ class _Stratum:
             "pcc_lo": low,
             "pcc_hi": high,
             "pcc_trim99": _middle(pearson(trimmed[used])),
-            "slope": _middle(slope_through_origin(sums[used])),
+            "slope": _middle(slope),
+            "slope_lo": least,
+            "slope_hi": most,
         }
 
     def _pooled(self) -> dict:
         total = self.pairs.sum(axis=(0, 1))
         value = float(pearson(total))
-        replicates = pearson(self.draws.totals(self.draws.pool(self.pairs)))
+        replicates = self.draws.totals(self.draws.pool(self.pairs))
         steps = int((self.rows > 0).sum())
-        low, high = self.draws.interval(recentred(replicates, value), steps)
+        low, high = self.draws.interval(recentred(pearson(replicates), value), steps)
+        least, most = self.draws.interval(slope_through_origin(replicates), steps)
         y, x = self.kept[:, np.isfinite(self.kept[1])]
         return {
             "n": int(self.rows.sum()),
@@ -161,6 +168,8 @@ class _Stratum:
             "pcc_trim99": float(pearson(without(total, self.tail))),
             "srcc": float(spearman([x], y)[0]) if len(y) >= MIN_ROWS else np.nan,
             "slope": float(slope_through_origin(total)),
+            "slope_lo": least,
+            "slope_hi": most,
             "mse": float(mean_squared_error(total)),
         }
 

@@ -6,17 +6,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.rows import BASE
-from entropy_lab.analysis.scan import BINS, Scan
-from entropy_lab.analysis.tables import (
+from entropy_lab.analysis.bins import (
     ENTROPY_EDGES,
     PROBABILITY_EDGES,
-    QUADRANTS,
     entropy_names,
-    frame,
     probability_names,
-    records,
 )
+from entropy_lab.analysis.rows import BASE
+from entropy_lab.analysis.scan import BINS, Scan
+from entropy_lab.analysis.tables import QUADRANTS, frame, records
 from entropy_lab.analysis.validate import Padded
 
 Array = NDArray[np.float64]
@@ -70,13 +68,14 @@ def _means(padded: Padded, part: Array, whole: Array) -> dict[str, float]:
     steps = int((both[..., 2].sum(axis=1) > 0).sum())
     out = {}
     for name, below in (("mean", 0), ("contribution", 2)):
-        out[name] = float(_ratio(here[1], here[below]))
-        replicates = _ratio(sums[:, 1], sums[:, below])
+        out[name] = float(ratio(here[1], here[below]))
+        replicates = ratio(sums[:, 1], sums[:, below])
         out[f"{name}_lo"], out[f"{name}_hi"] = padded.draws.interval(replicates, steps)
     return out
 
 
-def _ratio(above: Array, below: Array) -> Array:
+def ratio(above: Array, below: Array) -> Array:
+    """above / below, NaN where below is not above 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(below > 0, above / below, np.nan)
 
@@ -99,7 +98,7 @@ def regions(found: Scan) -> pd.DataFrame:
                 continue
             sums = padded.draws.totals(padded.draws.pool(cells[..., [_W, _WY]]))
             steps = int((cells[..., _N].sum(axis=1) > 0).sum())
-            low, high = padded.draws.interval(_ratio(sums[:, 1], sums[:, 0]), steps)
+            low, high = padded.draws.interval(ratio(sums[:, 1], sums[:, 0]), steps)
             rows.append(
                 {
                     "axis": axis,
@@ -155,7 +154,7 @@ def density_panels(found: Scan, validation: pd.DataFrame, unit: str) -> pd.DataF
                 "n": pooled["n"],
                 "shown": int(counts.sum()),
                 "steps": pooled["steps"],
-                "slope": pooled["slope"],
+                **{key: pooled[key] for key in ("slope", "slope_lo", "slope_hi")},
                 "pcc": within["pcc"],
                 "pcc_lo": within["pcc_lo"],
                 "pcc_hi": within["pcc_hi"],

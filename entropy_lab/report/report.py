@@ -24,6 +24,7 @@ _NAMED = {"position": "position", "states": "rows in the same state:", "stage": 
 HEADINGS = {
     "entropy_reward": "What happened",
     "predicted_vs_actual": "Predicted against measured",
+    "calibration": "Are the sizes right",
     "error_budget": "Where the predictions go wrong",
     "influence_scores": "Whose push it was",
     "quadrants": "Which tokens did it",
@@ -41,7 +42,7 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
     body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
     body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
     body += [_validation(tables, name, len(names) > 1) for name in names]
-    body += [sections["error_budget"], sections["influence_scores"]]
+    body += [sections["calibration"], sections["error_budget"], sections["influence_scores"]]
     body += [sections["quadrants"], sections["regions"]]
     body += [_strata(tables, name, len(names) > 1) for name in names]
     body.append(_foot(tables, command))
