@@ -193,8 +193,8 @@ def test_slopes_have_an_interval_that_resamples_steps(planted) -> None:
     pooled = xy[drawn].sum(1) / xx[drawn].sum(1)
     for scope, slopes in (("within_step", within), ("pooled", pooled)):
         row = one(found, scope=scope, stratum="all", predictor="steer")
-        # 1000 replicates know such a tail to a quarter; a median of 19 values moves in jumps.
-        around = np.quantile(slopes, [tail / 2, 2 * tail, 1 - 2 * tail, 1 - tail / 2])
+        # 1000 replicates know such a tail roughly; a median of 19 values moves in jumps.
+        around = np.quantile(slopes, [tail / 3, 3 * tail, 1 - 3 * tail, 1 - tail / 3])
         assert around[0] <= row["slope_lo"] <= around[1], scope
         assert around[2] <= row["slope_hi"] <= around[3], scope
         assert row["slope_lo"] < row["slope"] < row["slope_hi"]
