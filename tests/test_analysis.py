@@ -87,6 +87,25 @@ def test_pooled_numbers_are_scipys_on_all_rows(planted, name: str) -> None:
     assert abs(row["pcc"]) < row["pcc_trim99"]
 
 
+def test_signs_by_quadrant_are_plain_counts_with_an_interval_over_steps(planted) -> None:
+    _, blocks, found = planted
+    for name, positive, likely in (("pos_likely", True, True), ("neg_unlikely", False, False)):
+        hits, pairs = [], []
+        for b in training(blocks):
+            keep = (b["logp"] > -b["entropy"]) == likely
+            keep &= (b["advantage"] > 0) if positive else (b["advantage"] < 0)
+            x, y = b["dH_pred_softmax"][keep], b["dH"][keep]
+            hits.append((np.sign(x) == np.sign(y))[x * y.astype(float) != 0].sum())
+            pairs.append((x * y.astype(float) != 0).sum())
+        row = one(found, scope="within_step", stratum=name, predictor="softmax")
+        assert row["sign"] == pytest.approx(sum(hits) / sum(pairs)), name
+        drawn = np.random.default_rng(1).integers(0, 19, (20000, 19))
+        shares = np.array(hits)[drawn].sum(1) / np.array(pairs)[drawn].sum(1)
+        tail = stats.norm.cdf(np.sqrt(19 / 18) * stats.t.ppf(0.025, 18))
+        around = np.quantile(shares, [tail / 3, 3 * tail, 1 - 3 * tail, 1 - tail / 3])
+        assert around[0] <= row["sign_lo"] <= around[1] < around[2] <= row["sign_hi"] <= around[3]
+
+
 def test_within_group_numbers_are_of_deviations_from_group_means(planted) -> None:
     _, blocks, found = planted
     values = []

@@ -143,6 +143,32 @@ def test_floor_ceiling_and_identity_error_are_in_the_summary_and_the_json(plante
     assert found.tables["summary"]["under_floor"].item() == pytest.approx(share)
 
 
+def test_rows_under_two_floors_are_counted_in_every_kind_of_token(planted) -> None:
+    blocks, found = planted
+    two = 2 * found.tables["summary"]["floor"].item()
+    rows = pd.concat(
+        pd.DataFrame({k: b[k] for k in ("dH", "logp", "entropy", "advantage", "pos")})
+        for b in blocks
+        if b["step"][0] >= FIRST_STEP
+    )
+    under = rows["dH"].abs() < two
+    t = found.tables
+    for table, kind, keep in (
+        (t["regions"].query("bin == 'H[0.7,1.5)'"), "regions",
+         (rows["entropy"] >= np.float32(0.7)) & (rows["entropy"] < 1.5)),
+        (t["strata"].query("stratum == '4-15'"), "strata", rows["pos"] >= 4),
+        (t["validation"].query("stratum == 'pos_unlikely'"), "validation",
+         (rows["advantage"] > 0) & (rows["logp"] <= -rows["entropy"])),
+        (t["quadrants"].query("quadrant == 'zero'"), "quadrants", rows["advantage"] == 0),
+    ):  # fmt: skip
+        share = under[keep].mean()
+        assert 0 < share < 1
+        assert len(table) and table["under_floor"].to_numpy() == pytest.approx(share), kind
+    assert (t["density_panels"]["floor"] == two / 2).all()
+    falls = t["quadrants"].query("quadrant == 'zero'")["falls"]
+    assert falls.to_numpy() == pytest.approx((rows["dH"] < 0)[rows["advantage"] == 0].mean())
+
+
 def test_a_log_without_deep_or_floor_steps_says_nothing_of_them(tmp_path: Path) -> None:
     write_run(tmp_path / "run", steps=8)
     found = analyze([tmp_path / "run"])
@@ -151,6 +177,8 @@ def test_a_log_without_deep_or_floor_steps_says_nothing_of_them(tmp_path: Path) 
     assert isinstance(data, dict)
     assert [data[k] for k in ("floor", "ceiling", "identity_error")] == [None] * 3
     assert isinstance(found.tables["budget"], pd.DataFrame)
+    for name in ("validation", "strata", "regions", "quadrants"):
+        assert found.tables[name]["under_floor"].isna().all()
 
 
 def test_strata_are_medians_of_scipys_on_their_rows(planted) -> None:

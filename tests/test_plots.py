@@ -125,6 +125,27 @@ def test_captions_end_inside_the_figure_in_any_font(all_tables: Tables, name: st
             assert right <= drawing.figure.get_figwidth(), font
 
 
+def test_changes_under_two_floors_are_a_grey_band_and_marked_regions(tables: Tables) -> None:
+    panels = tables["density_panels"]
+    assert not make("predicted_vs_actual", tables).figure.axes[0].patches
+    floor = panels["y_range"].max() / 8
+    noisy = tables | {"density_panels": panels.assign(floor=floor)}
+    drawing = make("predicted_vs_actual", noisy)
+    assert f"|dH| under two noise floors ({significant(2 * floor)} nats)" in drawing.caption
+    (band,) = drawing.figure.axes[0].patches
+    scale, _ = power_of_ten(panels["y_range"].iloc[0])
+    ends = [band.get_y() * scale, (band.get_y() + band.get_height()) * scale]
+    np.testing.assert_allclose(ends, [-2 * floor, 2 * floor])
+    quiet = make("predicted_vs_actual", tables | {"density_panels": panels.assign(floor=1e-9)})
+    assert "less than the bin around 0" in quiet.caption
+    share = tables["regions"]["bin"].map(lambda name: 0.6 if name == "p[0,0.1)" else 0.4)
+    drawing = make("regions", tables | {"regions": tables["regions"].assign(under_floor=share)})
+    labels = [t.get_text() for axes in drawing.figure.axes[2:] for t in axes.get_xticklabels()]
+    assert [t for t in labels if "†" in t] == ["0–0.1\n†"]
+    assert "†: more than half" in drawing.caption
+    assert "†" not in make("regions", tables).caption
+
+
 def slope(line) -> float:
     (x0, x1), (y0, y1) = line.get_data()
     return (y1 - y0) / (x1 - x0)

@@ -7,10 +7,9 @@ import pandas as pd
 
 from entropy_lab.analysis.bootstrap import unit
 from entropy_lab.analysis.scan import Scan
-from entropy_lab.analysis.statistics import stacked
+from entropy_lab.analysis.statistics import ratio, stacked
 from entropy_lab.analysis.tables import frame
 from entropy_lab.analysis.validate import Padded
-from entropy_lab.analysis.where import ratio
 
 
 def calibration(found: Scan, grouped: bool) -> pd.DataFrame:

@@ -192,10 +192,9 @@ def _scan(run: Run, steps: pd.DataFrame, groups: Groups) -> Scan | None:
         return _blocks(run, names)
 
     ranges = measure_ranges(blocks, predictors, first, rows)
-    floor = noise_floor(steps)
     return scan(
         blocks, columns, predictors, groups, _chances(steps), first, ranges, rows,
-        floor if math.isfinite(floor) else 0.0,
+        noise_floor(steps),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bins import CUTS
-from entropy_lab.analysis.rows import BASE, CODES, StepRows
+from entropy_lab.analysis.rows import BASE, CODES, FORM, StepRows
 from entropy_lab.analysis.statistics import DistinctCount, bins_of, centred, spearman, without
 from entropy_lab.analysis.tables import TRIM
 
@@ -21,13 +21,12 @@ MIN_ROWS = 8  # fewer rows in a step give no correlation
 class Side:
     """What is kept of the training rows, or of the held-out rows.
 
-    cells[s] (groups, strata, columns): BASE, then wx, wxx, wxy of every predictor (NaN where it
-    is absent). cuts[kind][s] (groups, bins, columns): the same by the bins of each kind of CUTS,
-    steps from `first` on. calibration[predictor][s] (groups, bins, 4): n, w, wx, wy by the bins
-    that edges[predictor] part, likewise. trimmed[s],
-    trimmed_within[s] (correlated strata, predictors, 6): PAIR_SUMS of the rows up to the step's
-    TRIM quantile of |dH|, and the same of deviations from group means. signs[s] (strata,
-    predictors, 2): weight of equal signs, weight of pairs without a zero. srcc[s] (strata,
+    cells[s] (groups, strata, columns): BASE, then FORM of every predictor (NaN where it is
+    absent). cuts[kind][s] (groups, bins, columns): the same by the bins of each kind of CUTS.
+    calibration[predictor][s] (groups, bins, 4): n, w, wx, wy by the bins that edges[predictor]
+    part. cuts and calibration: of training rows alone, steps from `first` on.
+    trimmed[s], trimmed_within[s] (correlated strata, predictors, 6): PAIR_SUMS of the rows up to
+    the step's TRIM quantile of |dH|, and the same of deviations from group means. srcc[s] (strata,
     predictors). tail (strata, predictors, 6): PAIR_SUMS beyond the run's TRIM quantile, steps
     from `first` on. kept: (code, y, x...) of evenly spaced rows.
     """
@@ -42,7 +41,6 @@ class Side:
     calibration: dict[str, list[Array]] = field(default_factory=dict)
     trimmed: list[Array] = field(default_factory=list)
     trimmed_within: list[Array] = field(default_factory=list)
-    signs: list[Array] = field(default_factory=list)
     srcc: list[Array] = field(default_factory=list)
     tail: Array = field(default_factory=lambda: np.zeros(0))
     kept: list[NDArray[np.float32]] = field(default_factory=list)
@@ -56,7 +54,6 @@ def reduce_step(side: Side, part: StepRows, predictors: list[str], limit: float 
     whole = _sums(side, part, predictors)
     side.steps.append(part.step)
     side.cells.append(whole)
-    side.signs.append(_signs(side, part, predictors))
     side.srcc.append(_rank_correlations(side, part, predictors))
     step_tail = _pick(part, size > np.quantile(size, TRIM))
     kept = without(pair_sums(whole), pair_sums(_sums(side, step_tail, predictors)))
@@ -83,7 +80,7 @@ def _by_bin(part: StepRows, predictors: list[str], kind: str) -> Array:
     """Columns of each bin of a kind of CUTS: (groups, bins, columns); zeros where not logged."""
     shape = part.groups, len(CUTS[kind])
     if kind not in part.cuts:
-        return np.zeros((*shape, len(BASE) + 3 * len(predictors)))
+        return np.zeros((*shape, len(BASE) + len(FORM) * len(predictors)))
     return _columns(part, predictors, part.group * shape[1] + part.cuts[kind], shape)
 
 
@@ -101,7 +98,7 @@ def _by_prediction(part: StepRows, name: str, edges: NDArray[np.float32]) -> Arr
 def _columns(
     part: StepRows, predictors: list[str], cell: NDArray[np.int64], shape: tuple[int, int]
 ) -> Array:
-    """BASE, then wx, wxx, wxy of every predictor, summed in each cell: (*shape, columns)."""
+    """BASE, then FORM of every predictor, summed in each cell: (*shape, columns)."""
 
     def total(values: Array | None) -> Array:
         sums = np.bincount(cell, values, shape[0] * shape[1])
@@ -110,43 +107,41 @@ def _columns(
     w = part.weight
     wy = w * part.y
     columns = [None, w, wy, wy * part.y, np.abs(wy), w * part.entropy]
+    columns += [w * part.under, w * (part.y < 0)]
     sums = [total(c) for c in columns]
     for name in predictors:
         if name not in part.x:
-            sums += [np.full(shape, np.nan)] * 3
+            sums += [np.full(shape, np.nan)] * len(FORM)
             continue
         x = part.x[name].astype(np.float64)
-        sums += [total(w * x), total(w * x * x), total(wy * x)]
+        wxy = wy * x
+        sums += [total(v) for v in (w * x, w * x * x, wxy, w * (wxy > 0), w * (wxy != 0))]
     return np.stack(sums, axis=-1)
 
 
 def pair_sums(cells: Array) -> Array:
     """Cells (..., columns) to PAIR_SUMS (..., predictors, 6); zeros where a form is absent."""
-    x = cells[..., len(BASE) :]
-    x = x.reshape(*x.shape[:-1], -1, 3)
+    x = _forms(cells)
     w, wy, wyy = (np.broadcast_to(cells[..., i, None], x.shape[:-1]) for i in (1, 2, 3))
     out = np.stack([w, x[..., 0], wy, x[..., 1], wyy, x[..., 2]], axis=-1)
     return np.where(np.isnan(x[..., :1]), 0.0, out)
 
 
+def sign_sums(cells: Array) -> Array:
+    """Cells (..., columns) to (..., predictors, 2): weight of equal signs, of pairs without a 0."""
+    return np.nan_to_num(_forms(cells)[..., 3:])
+
+
+def _forms(cells: Array) -> Array:
+    return cells[..., len(BASE) :].reshape(*cells.shape[:-1], -1, len(FORM))
+
+
 def _pick(part: StepRows, rows: NDArray[np.bool_]) -> StepRows:
     at = np.flatnonzero(rows)
     return StepRows(
-        part.step, part.y[at], {k: v[at] for k, v in part.x.items()}, part.code[at],
+        part.step, part.y[at], part.under[at], {k: v[at] for k, v in part.x.items()}, part.code[at],
         part.entropy[at], part.group[at], part.groups, part.weight[at], None,
     )  # fmt: skip
-
-
-def _signs(side: Side, part: StepRows, predictors: list[str]) -> Array:
-    out = np.zeros((len(side.strata), len(predictors), 2))
-    y = part.y.astype(np.float64)
-    for k, name in enumerate(predictors):
-        if name in part.x:
-            product = part.x[name] * y
-            hits = np.bincount(part.code, part.weight * (product > 0), CODES)
-            pairs = np.bincount(part.code, part.weight * (product != 0), CODES)
-            out[:, k, 0], out[:, k, 1] = hits @ side.member, pairs @ side.member
-    return out
 
 
 def _rank_correlations(side: Side, part: StepRows, predictors: list[str]) -> Array:

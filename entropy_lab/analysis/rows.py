@@ -27,7 +27,10 @@ _H_EDGES = np.array(ENTROPY_EDGES[1:-1], dtype=np.float32)
 CODES = len(QUADRANTS) * _P * _H  # every row lies in one quadrant x probability x entropy cell
 CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `validation`
 STRATA = (*CORRELATED, *entropy_names())
-BASE = ("n", "w", "wy", "wyy", "way", "wh")  # w = weight, y = dH, ay = |dH|, h = entropy
+# Columns of the sums. w = weight, y = dH, ay = |dH|, h = entropy, u: |dH| is below two floors,
+# d: dH < 0; then of every form x = its prediction, e: x and y have one sign, p: neither is 0.
+BASE = ("n", "w", "wy", "wyy", "way", "wh", "wu", "wd")
+FORM = ("wx", "wxx", "wxy", "we", "wp")
 
 
 def _membership() -> NDArray[np.float64]:
@@ -79,13 +82,14 @@ class Groups:
 class StepRows:
     """The usable rows (n,) of one step: training rows, or held-out rows.
 
-    y: dH. x: predictor -> predicted dH, finite everywhere (a predictor that is not is absent).
-    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability. cuts: bin of each
-    kind of CUTS, as far as the log has what it is made of.
+    y: dH. under: |dH| lies below two floors. x: predictor -> predicted dH, finite everywhere (a
+    predictor that is not is absent). code: cell of STRATA. group: 0..groups-1. weight: 1 /
+    inclusion probability. cuts: bin of each kind of CUTS, as far as the log has what it is made of.
     """
 
     step: int
     y: NDArray[np.float32]
+    under: NDArray[np.bool_]
     x: dict[str, NDArray[np.float32]]
     code: NDArray[np.int64]
     entropy: NDArray[np.float32]
@@ -102,18 +106,27 @@ def usable(columns: Columns) -> NDArray[np.bool_]:
 
 
 def split(
-    step: int, columns: Columns, groups: Groups, probability: float
+    step: int, columns: Columns, groups: Groups, probability: float, floor: float = float("nan")
 ) -> tuple[StepRows, StepRows]:
-    """Training rows and held-out rows of a step; `probability` serves rows without a sample."""
+    """Training rows and held-out rows of a step; `probability` serves rows without a sample.
+
+    floor: noise floor of dH, nats; NaN where none was measured, and no row lies under it.
+    """
     good = usable(columns)
     held_out = (columns["flags"] & HELD_OUT) != 0
     return tuple(  # type: ignore[return-value]
-        _select(step, columns, good & side, groups, probability) for side in (~held_out, held_out)
+        _select(step, columns, good & side, groups, probability, floor)
+        for side in (~held_out, held_out)
     )
 
 
 def _select(
-    step: int, columns: Columns, keep: NDArray[np.bool_], groups: Groups, probability: float
+    step: int,
+    columns: Columns,
+    keep: NDArray[np.bool_],
+    groups: Groups,
+    probability: float,
+    floor: float,
 ) -> StepRows:
     picked = columns if keep.all() else {name: v[keep] for name, v in columns.items()}
     group, count, weight = group_index(picked["uid"], groups, probability)
@@ -121,6 +134,7 @@ def _select(
     return StepRows(
         step=step,
         y=picked["dH"],
+        under=np.abs(picked["dH"]) < 2 * floor,
         x={
             name.removeprefix(PREDICTOR_PREFIX): value
             for name, value in forms.items()
@@ -155,7 +169,8 @@ def _code(columns: Columns) -> NDArray[np.int64]:
     advantage, logp, entropy = (columns[k] for k in ("advantage", "logp", "entropy"))
     region = (logp <= -entropy) + 2 * (advantage < 0)
     region = np.where(advantage == 0, len(QUADRANTS) - 1, region)
-    return (region * _P + bins_of(logp, _LOGP_EDGES)) * _H + bins_of(entropy, _H_EDGES)
+    p, h = bins_of(logp, _LOGP_EDGES), bins_of(entropy, _H_EDGES)
+    return ((region * _P + p) * _H + h).astype(np.int64, copy=False)
 
 
 def _cuts(pos: NDArray | None, state: NDArray | None) -> dict[str, NDArray[np.uint8]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from entropy_lab.analysis.bins import CUTS, QUANTILES
 from entropy_lab.analysis.reduce import Side, keep_rows, reduce_step
 from entropy_lab.analysis.rows import (
+    BASE,
     CORRELATED,
     HELD_OUT_MEMBER,
     HELD_OUT_STRATA,
@@ -32,6 +33,7 @@ from entropy_lab.analysis.tables import HELD_OUT, PREDICTOR_PREFIX, TRIM
 Steps = Callable[[Sequence[str]], Iterable[tuple[int, Columns]]]
 
 BINS = 61  # of the density, along each axis; odd, so that zero has its own bin
+_W, _WU = (BASE.index(name) for name in ("w", "wu"))
 _SAMPLE_ROWS = 2**20  # evenly spaced rows held for what needs an order of all rows
 
 
@@ -45,11 +47,17 @@ class Scan:
     held_out: Side
     density: dict[str, NDArray[np.int64]]
     ranges: dict[str, float]
+    floor: float = float("nan")  # of dH, nats
     tokens: int = 0
     dropped: int = 0
-    under_floor: float = 0.0  # weight of the training rows with |dH| below two floors
     states: DistinctCount = field(default_factory=DistinctCount)
     absent: dict[str, int] = field(default_factory=dict)
+
+    def under_floor(self, total: NDArray[np.float64]) -> float:
+        """Share of the rows of sums (columns,) with |dH| below two floors; NaN without a floor."""
+        if not (np.isfinite(self.floor) and total[_W] > 0):
+            return float("nan")
+        return float(total[_WU] / total[_W])
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def scan(
     first: int,
     ranges: Ranges,
     rows: int,
-    floor: float = 0.0,
+    floor: float = float("nan"),
 ) -> Scan:
     """Second pass: sums per step, stratum and prompt group, densities and distinct states."""
     shape = (len(CORRELATED), len(predictors), len(PAIR_SUMS))
@@ -126,16 +134,15 @@ def scan(
         held_out=Side(HELD_OUT_STRATA, HELD_OUT_MEMBER, 1, tail=np.zeros((1, *shape[1:]))),
         density={p: np.zeros(BINS * BINS, np.int64) for p in predictors},
         ranges={"dH": ranges.y, **ranges.x},
+        floor=floor,
     )
     stride, seen = _stride(rows), 0
     for step, block in steps(columns):
-        train, held_out = split(step, block, groups, probability(step))
+        train, held_out = split(step, block, groups, probability(step), floor)
         out.tokens += len(train.y)
         out.dropped += len(block["dH"]) - len(train.y) - len(held_out.y)
         if train.state is not None and train.state.any():  # all zero: the loop gave none
             out.states.add(train.state)
-        if step >= first:
-            out.under_floor += float(train.weight[np.abs(train.y) < 2 * floor].sum())
         for side, part, limit in (
             (out.train, train, ranges.y),
             (out.held_out, held_out, ranges.y_held_out),

@@ -32,15 +32,18 @@ def pearson(sums: Array) -> Array:
 
 def slope_through_origin(sums: Array) -> Array:
     """The factor that best turns predictions into dH: sum(w x y) / sum(w x x); NaN at x = 0."""
-    wxx, wxy = sums[..., 3], sums[..., 5]
-    return np.divide(wxy, wxx, out=np.full_like(wxy, np.nan), where=wxx > 0)
+    return ratio(sums[..., 5], sums[..., 3])
 
 
 def mean_squared_error(sums: Array) -> Array:
     """Weighted mean of (y - x)^2, in the square of their unit; NaN without rows."""
     w, wxx, wyy, wxy = (sums[..., i] for i in (0, 3, 4, 5))
-    total = np.maximum(wyy - 2 * wxy + wxx, 0.0)
-    return np.divide(total, w, out=np.full_like(total, np.nan), where=w > 0)
+    return ratio(np.maximum(wyy - 2 * wxy + wxx, 0.0), w)
+
+
+def ratio(above: Array, below: Array) -> Array:
+    """above / below, NaN where below is not above 0."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
 def centred(sums: Array) -> Array:

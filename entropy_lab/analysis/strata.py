@@ -55,6 +55,7 @@ def strata(found: Scan, grouped: bool) -> pd.DataFrame:
                     "pcc_lo": low,
                     "pcc_hi": high,
                     "slope": float(nan_median(slope_through_origin(total), 0)),
+                    "under_floor": found.under_floor(cells[at].sum(axis=(0, 1))),
                     "unit": unit(len(groups), grouped),
                 }
             )
@@ -93,7 +94,7 @@ def reversals(validation: pd.DataFrame) -> list[str]:
         pooled = rows[predictor, "pooled"]
         for scope, where in (("within_step", "a step"), ("within_group", "a prompt group")):
             inside = rows[predictor, scope]
-            if _sign(pooled) * _sign(inside) < 0:
+            if clear_sign(pooled) * clear_sign(inside) < 0:
                 out.append(
                     f"{predictor} reverses its sign: PCC {pooled['pcc']:.2f} over all rows, "
                     f"{inside['pcc']:.2f} inside {where}, so differences between "
@@ -102,5 +103,6 @@ def reversals(validation: pd.DataFrame) -> list[str]:
     return out
 
 
-def _sign(row: dict) -> int:
+def clear_sign(row: dict) -> int:
+    """1 or -1 where the interval of the row's PCC leaves 0 out, else 0."""
     return int(row["pcc_lo"] > 0) - int(row["pcc_hi"] < 0)

@@ -41,6 +41,7 @@ LADDER = {
 BESIDE = ("cov", "head", "last_block")  # forms beside the ladder: they add to no rung
 TARGETS = ("dH", "influence", "influence_marginal")
 
+_UNDER = "share of the rows with |dH| below two floors; NaN where no floor was measured"
 _RUN = {"run": "name of the run directory"}
 _BAND = {"lo": "lower end of the 95 % interval", "hi": "upper end of the 95 % interval"}
 
@@ -90,10 +91,11 @@ TABLES: dict[str, dict[str, str]] = {
         "pcc_trim99": "the same on rows with |dH| up to its 99 % quantile (of the step; of all "
         "rows for pooled)",
         "srcc": "Spearman correlation, rows unweighted; pooled: at most 2^20 evenly spaced rows",
-        "sign": "share of equal signs among rows where neither side is zero",
+        **_banded("sign", "share of equal signs among rows where neither side is zero"),
         **_banded("slope", "least-squares factor through the origin of dH on the prediction"),
         "mse": "mean squared error, nats^2",
         "unique_states": "different states among the rows (strata all and heldout)",
+        "under_floor": _UNDER,
     },
     "validation_steps": _RUN
     | {
@@ -150,6 +152,7 @@ TABLES: dict[str, dict[str, str]] = {
         **_banded("slope", "pooled least-squares factor through the origin"),
         **_banded("pcc", "median within-step PCC"),
         "pcc_pooled": "PCC over all rows",
+        "floor": "noise floor of dH, nats; NaN where none was measured",
         "unit": "what the interval resamples",
     },
     "calibration": _RUN
@@ -173,6 +176,8 @@ TABLES: dict[str, dict[str, str]] = {
         "steps": "steps",
         "share": "share of the tokens",
         "entropy": "mean entropy of the quadrant's tokens",
+        "falls": "share of the quadrant's tokens with dH < 0",
+        "under_floor": _UNDER,
         **_banded("mean", "mean over the quadrant's tokens"),
         **_banded("contribution", "share x mean: adds up to the mean over all tokens"),
         "unit": "what the intervals resample",
@@ -188,6 +193,7 @@ TABLES: dict[str, dict[str, str]] = {
         "share": "share of the tokens",
         **_banded("dH", "mean dH"),
         "abs_share": "share of the sum of |dH|",
+        "under_floor": _UNDER,
         "unit": "what the intervals resample",
     },
     "strata": _RUN
@@ -201,6 +207,7 @@ TABLES: dict[str, dict[str, str]] = {
         "steps": "steps with a value",
         **_banded("pcc", "Pearson correlation with dH, median over steps"),
         "slope": "least-squares factor through the origin, median over steps",
+        "under_floor": _UNDER,
         "unit": "what the interval resamples",
     },
     "budget": _RUN

@@ -9,12 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, nan_median, recentred
-from entropy_lab.analysis.reduce import MIN_ROWS, Side, pair_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, Side, pair_sums, sign_sums
 from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.statistics import (
     centred,
     mean_squared_error,
     pearson,
+    ratio,
     slope_through_origin,
     spearman,
     stacked,
@@ -67,15 +68,15 @@ def validation(found: Scan) -> pd.DataFrame:
         padded = Padded.of(side, found.first)
         if not padded.at:
             continue
-        trimmed, trimmed_within, signs, srcc = (
-            padded.of_steps(values)
-            for values in (side.trimmed, side.trimmed_within, side.signs, side.srcc)
+        trimmed, trimmed_within, srcc = (
+            padded.of_steps(values) for values in (side.trimmed, side.trimmed_within, side.srcc)
         )
         kept, code = np.concatenate(side.kept, axis=1), np.concatenate(side.kept_code)
         states = side.states.value() or np.nan
         for s in range(side.correlated):
             cells = padded.cells(s)
-            pairs = pair_sums(cells)  # (S, G, predictors, 6)
+            pairs, signs = pair_sums(cells), sign_sums(cells)  # (S, G, predictors, 6 and 2)
+            under = found.under_floor(cells.sum(axis=(0, 1)))
             inside = kept[:, side.member[code, s] > 0]
             for k, name in enumerate(found.predictors):
                 one = _Stratum(
@@ -85,19 +86,19 @@ def validation(found: Scan) -> pd.DataFrame:
                     trimmed=trimmed[:, s, k],
                     trimmed_within=trimmed_within[:, s, k],
                     srcc=srcc[:, s, k],
-                    signs=signs[:, s, k],
+                    signs=signs[:, :, k],
                     tail=side.tail[s, k],
                     kept=inside[[0, 1 + k]],
                 )
                 common: dict = {"stratum": side.strata[s], "predictor": name}
-                common["unique_states"] = states if s == 0 else np.nan
+                common |= {"unique_states": states if s == 0 else np.nan, "under_floor": under}
                 rows += [{**common, **row} for row in one.scopes()]
     return frame("validation", rows)
 
 
 @dataclass(frozen=True)
 class _Stratum:
-    """One predictor in one stratum: pairs (S, G, 6), rows (S,), per-step values, run's tail."""
+    """One predictor in one stratum: pairs (S, G, 6), signs (S, G, 2), rows (S,), run's tail."""
 
     draws: Draws
     pairs: Array
@@ -115,8 +116,7 @@ class _Stratum:
         used = (self.rows >= MIN_ROWS) & np.isfinite(pearson(sums))
         if not used.any():
             return []
-        hits, total = self.signs[used].sum(axis=0)
-        sign = hits / total if total > 0 else np.nan
+        sign = self._sign(used)
         per_step = [
             self._per_step(used, self.pairs, self.trimmed),
             self._pooled(),
@@ -125,9 +125,16 @@ class _Stratum:
         per_step[0]["srcc"] = _middle(self.srcc[used])
         per_step[0]["mse"] = _middle(mean_squared_error(sums[used]))
         return [
-            {"scope": scope, "sign": sign, **row}
-            for scope, row in zip(SCOPES, per_step, strict=True)
+            {"scope": scope, **sign, **row} for scope, row in zip(SCOPES, per_step, strict=True)
         ]
+
+    def _sign(self, used: NDArray[np.bool_]) -> dict:
+        sums = np.where(used[:, None, None], self.signs, 0.0)
+        hits, pairs = sums.sum(axis=(0, 1))
+        replicates = self.draws.totals(self.draws.pool(sums))
+        steps = int((sums[..., 1].sum(axis=1) > 0).sum())
+        low, high = self.draws.interval(ratio(replicates[:, 0], replicates[:, 1]), steps)
+        return {"sign": float(ratio(hits, pairs)), "sign_lo": low, "sign_hi": high}
 
     def _per_step(self, used: NDArray[np.bool_], pairs: Array, trimmed: Array) -> dict:
         sums = np.where(used[:, None], pairs.sum(axis=1), 0.0)

@@ -172,6 +172,11 @@ def grid(axes: Axes, axis: Literal["x", "y", "both"] = "y") -> None:
     axes.grid(True, axis=axis)
 
 
+def mark(under_floor: float) -> str:
+    """ " †" after the name of rows most of which lie under two floors, so their median does."""
+    return " †" if under_floor > 0.5 else ""
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number for a label: fixed digits, a real minus sign, an en dash where it is missing."""
     if not np.isfinite(value):
