@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
@@ -142,6 +143,32 @@ def test_floor_ceiling_and_identity_error_are_in_the_summary_and_the_json(plante
     assert found.tables["summary"]["under_floor"].item() == pytest.approx(share)
 
 
+def test_rows_under_two_floors_are_counted_in_every_kind_of_token(planted) -> None:
+    blocks, found = planted
+    two = 2 * found.tables["summary"]["floor"].item()
+    rows = pd.concat(
+        pd.DataFrame({k: b[k] for k in ("dH", "logp", "entropy", "advantage", "pos")})
+        for b in blocks
+        if b["step"][0] >= FIRST_STEP
+    )
+    under = rows["dH"].abs() < two
+    t = found.tables
+    for table, kind, keep in (
+        (t["regions"].query("bin == 'H[0.7,1.5)'"), "regions",
+         (rows["entropy"] >= np.float32(0.7)) & (rows["entropy"] < 1.5)),
+        (t["strata"].query("stratum == '4-15'"), "strata", rows["pos"] >= 4),
+        (t["validation"].query("stratum == 'pos_unlikely'"), "validation",
+         (rows["advantage"] > 0) & (rows["logp"] <= -rows["entropy"])),
+        (t["quadrants"].query("quadrant == 'zero'"), "quadrants", rows["advantage"] == 0),
+    ):  # fmt: skip
+        share = under[keep].mean()
+        assert 0 < share < 1
+        assert len(table) and table["under_floor"].to_numpy() == pytest.approx(share), kind
+    assert (t["density_panels"]["floor"] == two / 2).all()
+    falls = t["quadrants"].query("quadrant == 'zero'")["falls"]
+    assert falls.to_numpy() == pytest.approx((rows["dH"] < 0)[rows["advantage"] == 0].mean())
+
+
 def test_a_log_without_deep_or_floor_steps_says_nothing_of_them(tmp_path: Path) -> None:
     write_run(tmp_path / "run", steps=8)
     found = analyze([tmp_path / "run"])
@@ -150,6 +177,8 @@ def test_a_log_without_deep_or_floor_steps_says_nothing_of_them(tmp_path: Path) 
     assert isinstance(data, dict)
     assert [data[k] for k in ("floor", "ceiling", "identity_error")] == [None] * 3
     assert isinstance(found.tables["budget"], pd.DataFrame)
+    for name in ("validation", "strata", "regions", "quadrants"):
+        assert found.tables[name]["under_floor"].isna().all()
 
 
 def test_strata_are_medians_of_scipys_on_their_rows(planted) -> None:
@@ -181,6 +210,46 @@ def test_strata_are_medians_of_scipys_on_their_rows(planted) -> None:
         for b in used[-6:]
     ]
     assert stage.loc[("last third", "steer"), "pcc"] == pytest.approx(np.median(last), rel=1e-6)
+
+
+def test_rows_alone_in_their_state_are_apart_from_rows_that_share_it(tmp_path: Path) -> None:
+    blocks = write_run(tmp_path / "run", steps=10, held_out=True)
+    for part in (tmp_path / "run" / "tokens").rglob("*.parquet"):
+        table = pq.read_table(part)
+        crowded = np.where(table["pos"].to_numpy() < 2, 7, table["state"].to_numpy())
+        at = table.schema.get_field_index("state")
+        pq.write_table(table.set_column(at, table.schema.field(at), [crowded]), part)
+    found = analyze([tmp_path / "run"]).tables["strata"].query("kind == 'states'")
+    table = found.set_index(["stratum", "predictor"])
+    values: dict[str, list[float]] = {}
+    rows = dict.fromkeys(("1", "2-7", "64-"), 0)
+    for b in blocks:
+        if b["flags"][0] or b["step"][0] < FIRST_STEP:  # held-out rows share no state with others
+            continue
+        state = pd.Series(np.where(b["pos"] < 2, 7, b["state"]))
+        count = state.map(state.value_counts()).to_numpy()
+        for name, keep in {
+            "1": count == 1, "2-7": (count >= 2) & (count < 8), "64-": count >= 64
+        }.items():  # fmt: skip
+            x, y = (b[k][keep].astype(float) for k in ("dH_pred_softmax", "dH"))
+            values.setdefault(name, []).append(stats.pearsonr(x, y)[0])
+            rows[name] += keep.sum()
+    assert list(dict.fromkeys(found["stratum"])) == list(values)
+    for name, expected in values.items():
+        row = table.loc[(name, "softmax")]
+        assert row["pcc"] == pytest.approx(np.median(expected), rel=1e-6), name
+        assert row["n"] == rows[name] and row["steps"] == 5
+
+
+def test_a_log_without_states_has_no_such_stratum(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", steps=8)
+    for part in (tmp_path / "run" / "tokens").rglob("*.parquet"):
+        table = pq.read_table(part)
+        at = table.schema.get_field_index("state")
+        zero = np.zeros(len(table), np.int64)
+        pq.write_table(table.set_column(at, table.schema.field(at), [zero]), part)
+    found = analyze([tmp_path / "run"]).tables["strata"]
+    assert len(found) and not (found["kind"] == "states").any()
 
 
 def test_a_sign_that_pooling_reverses_is_pointed_out() -> None:

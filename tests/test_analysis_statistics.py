@@ -12,9 +12,11 @@ from entropy_lab.analysis.bootstrap import MANY_STEPS, draw, interval, nan_media
 from entropy_lab.analysis.statistics import (
     DistinctCount,
     TailQuantile,
+    bins_of,
     centred,
     mean_squared_error,
     pearson,
+    quantile_edges,
     ranks,
     slope_through_origin,
     spearman,
@@ -89,6 +91,27 @@ def test_tail_quantile_is_numpys_quantile(rows: int, q: float) -> None:
     for block in np.array_split(values, 7):
         tail.add(block)
     assert tail.value() == pytest.approx(np.quantile(values, q), abs=1e-12)
+
+
+def test_edges_are_quantiles_and_a_value_that_fills_a_bin_stands_alone() -> None:
+    rng = np.random.default_rng(12)
+    at = np.arange(0.1, 1, 0.1)
+    even = rng.normal(size=1000).astype(np.float32)
+    np.testing.assert_array_equal(quantile_edges(even, at), np.quantile(even, at).astype("f4"))
+    idle = np.where(rng.random(1000) < 0.35, 0, even).astype(np.float32)
+    place = bins_of(idle, quantile_edges(idle, at))
+    assert len(np.unique(place[idle == 0])) == 1
+    assert not np.isin(place[idle != 0], place[idle == 0]).any()
+    assert len(quantile_edges(np.zeros(0, np.float32), at)) == 0
+    assert set(bins_of(np.zeros(5), quantile_edges(np.zeros(5, np.float32), at))) == {1}
+
+
+def test_bins_hold_their_lower_edge_as_searchsorted_has_it() -> None:
+    values = np.array([-2, -1, -0.5, 0, 0.5, 1, 3], np.float32)
+    edges = (-1.0, 0.0, 1.0)
+    np.testing.assert_array_equal(
+        bins_of(values, edges), np.searchsorted(edges, values, side="right")
+    )
 
 
 def test_distinct_count_is_exact_below_its_limit_and_close_above() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from entropy_lab.plots import PLOTS, draw, make, svg
 from entropy_lab.plots.quadrants import LABELS
 from entropy_lab.plots.style import (
     METHODS,
+    add_caption,
     columns_for,
     method_style,
     power_of_ten,
@@ -88,6 +90,60 @@ def test_density_panels_show_every_bin_and_the_tables_slope(tables: Tables) -> N
         row = tables["density"].query("predictor == @name").nlargest(1, "count").iloc[0]
         half = panels.loc[name, "y_range"]
         assert -half + (peak[0] + 0.5) * 2 * half / len(counts) == pytest.approx(row["y"])
+
+
+def test_calibration_points_are_the_bins_of_the_table(tables: Tables, two: Tables) -> None:
+    figure = make("calibration", tables).figure
+    panels = tables["density_panels"].set_index("predictor")
+    assert [a.get_title(loc="left") for a in figure.axes] == list(PLANTED)
+    for axes, name in zip(figure.axes, PLANTED, strict=True):
+        data = tables["calibration"].query("predictor == @name")
+        x_scale, x_unit = power_of_ten(data["predicted"].abs().max())
+        y_scale, y_unit = power_of_ten(data[["dH", "dH_lo", "dH_hi"]].abs().to_numpy().max())
+        assert x_unit in axes.get_xlabel() and y_unit in axes.get_ylabel()
+        identity, best, points = axes.get_lines()[:3]
+        np.testing.assert_allclose(points.get_xdata() * x_scale, data["predicted"])
+        np.testing.assert_allclose(points.get_ydata() * y_scale, data["dH"])
+        assert slope(identity) * y_scale / x_scale == pytest.approx(1)
+        assert slope(best) * y_scale / x_scale == pytest.approx(panels.loc[name, "slope"])
+        ends = np.array(axes.collections[0].get_segments())[:, :, 1] * y_scale
+        np.testing.assert_allclose(ends, data[["dH_lo", "dH_hi"]])
+    titles = [a.get_title(loc="left") for a in make("calibration", two).figure.axes]
+    assert titles == [f"{run} · {p}" for run in ("grpo", "steer") for p in PLANTED]
+    alone = {k: v[v["predictor"] == "steer"] for k, v in tables.items() if "predictor" in v}
+    assert len(make("calibration", alone).figure.axes) == 1
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_captions_end_inside_the_figure_in_any_font(all_tables: Tables, name: str) -> None:
+    for font in ("DejaVu Sans", "DejaVu Sans Mono"):  # both come with matplotlib; one is wide
+        with mpl.rc_context({"font.family": font}):
+            drawing = make(name, all_tables)
+            add_caption(drawing)
+            text = drawing.figure.texts[-1]
+            right = text.get_window_extent().x1 / drawing.figure.dpi
+            assert right <= drawing.figure.get_figwidth(), font
+
+
+def test_changes_under_two_floors_are_a_grey_band_and_marked_regions(tables: Tables) -> None:
+    panels = tables["density_panels"]
+    assert not make("predicted_vs_actual", tables).figure.axes[0].patches
+    floor = panels["y_range"].max() / 8
+    noisy = tables | {"density_panels": panels.assign(floor=floor)}
+    drawing = make("predicted_vs_actual", noisy)
+    assert f"|dH| under two noise floors ({significant(2 * floor)} nats)" in drawing.caption
+    (band,) = drawing.figure.axes[0].patches
+    scale, _ = power_of_ten(panels["y_range"].iloc[0])
+    ends = [band.get_y() * scale, (band.get_y() + band.get_height()) * scale]
+    np.testing.assert_allclose(ends, [-2 * floor, 2 * floor])
+    quiet = make("predicted_vs_actual", tables | {"density_panels": panels.assign(floor=1e-9)})
+    assert "less than the bin around 0" in quiet.caption
+    share = tables["regions"]["bin"].map(lambda name: 0.6 if name == "p[0,0.1)" else 0.4)
+    drawing = make("regions", tables | {"regions": tables["regions"].assign(under_floor=share)})
+    labels = [t.get_text() for axes in drawing.figure.axes[2:] for t in axes.get_xticklabels()]
+    assert [t for t in labels if "†" in t] == ["0–0.1\n†"]
+    assert "†: more than half" in drawing.caption
+    assert "†" not in make("regions", tables).caption
 
 
 def slope(line) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,10 +12,13 @@ import pandas as pd
 import pytest
 
 from entropy_lab.analysis import analyze
+from entropy_lab.analysis.tables import QUADRANTS
 from entropy_lab.analysis.verdict import verdict
 from entropy_lab.errors import RunError
+from entropy_lab.plots.quadrants import LABELS
 from entropy_lab.report import summary_lines, write_report
 from entropy_lab.report.html import Raw, table
+from entropy_lab.report.kinds import signs, strata
 from synthetic import PLANTED, write_run
 
 EVIL = "<script>alert(1)</script>"
@@ -88,17 +92,57 @@ def test_every_number_of_the_table_is_shown_with_its_interval(page) -> None:
         assert shown.replace("-", "−") in text
 
 
+def test_the_table_of_strata_tells_lone_states_from_shared_ones(page) -> None:
+    text, tables, _ = page
+    row = tables["strata"].query("kind == 'states' and stratum == '1'").iloc[0]
+    cells = text.split("<td class=t>rows in the same state: 1</td>")[1].split("</tr>")[0]
+    assert f"<td>{row['n']:,}</td><td>{row['pcc']:.2f}".replace("-", "−") in cells
+
+
+def test_the_sign_of_every_form_stands_by_sign_region(page) -> None:
+    text, tables, _ = page
+    body = text.split("Is the sign right, by sign region")[1].split("</table>")[0]
+    for name in QUADRANTS:
+        cells = body.split(f"<td class=t>{html.escape(LABELS[name])}</td>")[1].split("</tr>")[0]
+        place = tables["quadrants"].query("quadrant == @name and quantity == 'dH'").iloc[0]
+        assert cells.startswith(f"<td>{place['n']:,}</td><td>{place['falls']:.0%}</td>")
+        rows = tables["validation"].query("scope == 'within_step' and stratum == @name")
+        for _, r in rows.iterrows():
+            low, high = (f"{100 * r[k]:.0f}" for k in ("sign_lo", "sign_hi"))
+            assert f"<td>{r['sign']:.0%} <small>[{low}, {high}]</small></td>" in cells
+
+
+def test_kinds_of_tokens_under_two_floors_and_reversed_signs_are_marked(page) -> None:
+    text, tables, _ = page
+    assert "No noise floor was measured (probe.floor_every" in text
+    rows = tables["validation"]
+    rows = rows.assign(under_floor=0.2, pcc_lo=0.1, pcc_hi=0.3)
+    at = rows["stratum"] == "neg_likely"
+    rows.loc[at, ["under_floor", "pcc_lo", "pcc_hi"]] = [0.6, -0.3, -0.1]
+    noisy = tables | {"validation": rows, "strata": tables["strata"].iloc[:0]}
+    run = tables["summary"]["run"].item()
+    table = strata(noisy, run, False)
+    assert "<td class=t>neg_likely †</td>" in table and table.count("†") == 2
+    assert "†: more than half of the rows have |dH| under two noise floors" in table
+    assert table.count("‡") == len(PLANTED) + 1 and "the other sign than over all tokens" in table
+    calm = strata(tables, run, False)
+    assert "†" not in calm
+    places = tables["quadrants"]
+    under = places["quadrant"].map(lambda q: 0.9 if q == "zero" else 0.1)
+    assert "A = 0 †" in signs(tables | {"quadrants": places.assign(under_floor=under)}, run, False)
+
+
 def test_figures_lie_beside_the_report(page) -> None:
     _, _, report = page
     names = {p.name for p in (report.parent / "figures").iterdir()}
-    for figure in ("predicted_vs_actual", "entropy_reward", "quadrants", "regions"):
+    for figure in ("predicted_vs_actual", "calibration", "entropy_reward", "quadrants", "regions"):
         assert {f"{figure}.pdf", f"{figure}.png"} <= names
     assert not list(report.parent.glob("*.tmp"))
 
 
 def test_readers_of_dark_pages_get_dark_figures_and_printers_a_plain_page(page) -> None:
     text, _, _ = page
-    assert text.count("prefers-color-scheme: dark") == 4
+    assert text.count("prefers-color-scheme: dark") == 5
     assert "@media (prefers-color-scheme:dark)" in text and "@media print" in text
 
 

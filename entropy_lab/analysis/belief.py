@@ -61,7 +61,7 @@ def belief(steps: pd.DataFrame, found: Scan | None) -> dict[str, float]:
     if found is None or not np.isfinite(out["floor"]):
         return out
     pairs = zip(found.train.steps, found.train.cells, strict=True)
-    weight = sum(float(c[:, 0, _W].sum()) for step, c in pairs if step >= found.first)
+    used = [cells[:, 0].sum(axis=0) for step, cells in pairs if step >= found.first]
     out["ceiling"] = ceiling(found, out["floor"])
-    out["under_floor"] = found.under_floor / weight if weight > 0 else NAN
+    out["under_floor"] = found.under_floor(np.sum(used, axis=0)) if used else NAN
     return out

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.rows import BASE, Columns, Groups, group_index, usable
+from entropy_lab.analysis.rows import BASE, FORM, Columns, Groups, group_index, usable
 from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.tables import HELD_OUT, PREDICTOR_PREFIX, TARGETS
 
@@ -51,7 +51,7 @@ def deep_steps(found: Scan, steps: pd.DataFrame) -> dict[int, set[str]]:
         known = set(steps.loc[steps["influence_sum"].notna(), "step"].astype(int))
     out = {}
     for step, cells in zip(train.steps, train.cells, strict=True):
-        sums = cells[:, 0, len(BASE) :: 3].sum(axis=0)
+        sums = cells[:, 0, len(BASE) :: len(FORM)].sum(axis=0)
         forms = {p for p, x in zip(found.predictors, sums, strict=True) if np.isfinite(x)}
         if step >= found.first and (step in known or forms & set(_PATH_RUNGS)):
             out[step] = forms

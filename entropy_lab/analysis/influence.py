@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, unit
 from entropy_lab.analysis.deep import DeepRows
-from entropy_lab.analysis.scan import MIN_ROWS
-from entropy_lab.analysis.statistics import pearson, ranks, stacked
+from entropy_lab.analysis.reduce import MIN_ROWS
+from entropy_lab.analysis.statistics import pearson, ranks, ratio, stacked
 from entropy_lab.analysis.tables import (
     PREDICTOR_PREFIX,
     TARGETS,
@@ -111,10 +111,6 @@ def _top(x: Array) -> NDArray[np.bool_]:
     return out
 
 
-def _ratio(above: Array, below: Array) -> Array:
-    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
-
-
 def _measures(sums: Array, draws: Draws) -> dict[str, float]:
     """Medians over steps with their intervals; ranks and top rows are those of the whole step."""
     total, pool = sums.sum(axis=1), draws.pool(sums)
@@ -122,9 +118,9 @@ def _measures(sums: Array, draws: Draws) -> dict[str, float]:
     for name, of in (
         ("pcc", lambda s: pearson(s[..., _VALUES])),
         ("srcc", lambda s: pearson(s[..., _RANKS])),
-        ("sign", lambda s: _ratio(s[..., _EQUAL], s[..., _PAIRS])),
-        ("capture", lambda s: _ratio(s[..., _HELD], s[..., _ALL])),
-        ("oracle", lambda s: _ratio(s[..., _BEST], s[..., _ALL])),
+        ("sign", lambda s: ratio(s[..., _EQUAL], s[..., _PAIRS])),
+        ("capture", lambda s: ratio(s[..., _HELD], s[..., _ALL])),
+        ("oracle", lambda s: ratio(s[..., _BEST], s[..., _ALL])),
     ):
         value = of(total)
         known = value[np.isfinite(value)]

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from entropy_lab.analysis import bootstrap, curves, where
 from entropy_lab.analysis.belief import belief, noise_floor
 from entropy_lab.analysis.budget import BudgetSums
+from entropy_lab.analysis.calibration import calibration
 from entropy_lab.analysis.caveats import caveats
 from entropy_lab.analysis.compare import comparison
 from entropy_lab.analysis.deep import deep_columns, deep_rows, deep_steps
@@ -134,7 +135,7 @@ def _analyze_run(run: Run, name: str) -> Tables:
 def _token_tables(found: Scan | None, unit: str, grouped: bool) -> Tables:
     names = (
         "validation", "validation_steps", "strata", "quadrants", "regions", "density",
-        "density_panels",
+        "density_panels", "calibration",
     )  # fmt: skip
     if found is None:
         return {name: frame(name, []) for name in names}
@@ -150,6 +151,7 @@ def _token_tables(found: Scan | None, unit: str, grouped: bool) -> Tables:
         "regions": regions,
         "density": where.density(found),
         "density_panels": where.density_panels(found, table, unit),
+        "calibration": calibration(found, grouped),
     }
 
 
@@ -191,10 +193,9 @@ def _scan(run: Run, steps: pd.DataFrame, groups: Groups) -> Scan | None:
         return _blocks(run, names)
 
     ranges = measure_ranges(blocks, predictors, first, rows)
-    floor = noise_floor(steps)
     return scan(
         blocks, columns, predictors, groups, _chances(steps), first, ranges, rows,
-        floor if math.isfinite(floor) else 0.0,
+        noise_floor(steps),
     )  # fmt: skip
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.tables import (
+from entropy_lab.analysis.bins import (
     ENTROPY_EDGES,
-    HELD_OUT,
-    NOT_SCORABLE,
-    PREDICTOR_PREFIX,
+    POSITION_EDGES,
     PROBABILITY_EDGES,
-    QUADRANTS,
+    STATE_EDGES,
     entropy_names,
     probability_names,
 )
+from entropy_lab.analysis.statistics import bins_of
+from entropy_lab.analysis.tables import HELD_OUT, NOT_SCORABLE, PREDICTOR_PREFIX, QUADRANTS
 
 Columns = Mapping[str, NDArray]
 
@@ -27,9 +27,10 @@ _H_EDGES = np.array(ENTROPY_EDGES[1:-1], dtype=np.float32)
 CODES = len(QUADRANTS) * _P * _H  # every row lies in one quadrant x probability x entropy cell
 CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `validation`
 STRATA = (*CORRELATED, *entropy_names())
-POSITION_EDGES = (0, 1, 4, 16, 64, 256)  # each bin starts here, the last is open
-POSITIONS = ("0", "1-3", "4-15", "16-63", "64-255", "256-")
-BASE = ("n", "w", "wy", "wyy", "way", "wh")  # w = weight, y = dH, ay = |dH|, h = entropy
+# Columns of the sums. w = weight, y = dH, ay = |dH|, h = entropy, u: |dH| is below two floors,
+# d: dH < 0; then of every form x = its prediction, e: x and y have one sign, p: neither is 0.
+BASE = ("n", "w", "wy", "wyy", "way", "wh", "wu", "wd")
+FORM = ("wx", "wxx", "wxy", "we", "wp")
 
 
 def _membership() -> NDArray[np.float64]:
@@ -81,13 +82,14 @@ class Groups:
 class StepRows:
     """The usable rows (n,) of one step: training rows, or held-out rows.
 
-    y: dH. x: predictor -> predicted dH, finite everywhere (a predictor that is not is absent).
-    code: cell of STRATA. group: 0..groups-1. weight: 1 / inclusion probability. position: bin of
-    POSITIONS.
+    y: dH. under: |dH| lies below two floors. x: predictor -> predicted dH, finite everywhere (a
+    predictor that is not is absent). code: cell of STRATA. group: 0..groups-1. weight: 1 /
+    inclusion probability. cuts: bin of each kind of CUTS, as far as the log has what it is made of.
     """
 
     step: int
     y: NDArray[np.float32]
+    under: NDArray[np.bool_]
     x: dict[str, NDArray[np.float32]]
     code: NDArray[np.int64]
     entropy: NDArray[np.float32]
@@ -95,7 +97,7 @@ class StepRows:
     groups: int
     weight: NDArray[np.float64]
     state: NDArray[np.int64] | None
-    position: NDArray[np.int64] | None = None
+    cuts: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def usable(columns: Columns) -> NDArray[np.bool_]:
@@ -104,18 +106,27 @@ def usable(columns: Columns) -> NDArray[np.bool_]:
 
 
 def split(
-    step: int, columns: Columns, groups: Groups, probability: float
+    step: int, columns: Columns, groups: Groups, probability: float, floor: float = float("nan")
 ) -> tuple[StepRows, StepRows]:
-    """Training rows and held-out rows of a step; `probability` serves rows without a sample."""
+    """Training rows and held-out rows of a step; `probability` serves rows without a sample.
+
+    floor: noise floor of dH, nats; NaN where none was measured, and no row lies under it.
+    """
     good = usable(columns)
     held_out = (columns["flags"] & HELD_OUT) != 0
     return tuple(  # type: ignore[return-value]
-        _select(step, columns, good & side, groups, probability) for side in (~held_out, held_out)
+        _select(step, columns, good & side, groups, probability, floor)
+        for side in (~held_out, held_out)
     )
 
 
 def _select(
-    step: int, columns: Columns, keep: NDArray[np.bool_], groups: Groups, probability: float
+    step: int,
+    columns: Columns,
+    keep: NDArray[np.bool_],
+    groups: Groups,
+    probability: float,
+    floor: float,
 ) -> StepRows:
     picked = columns if keep.all() else {name: v[keep] for name, v in columns.items()}
     group, count, weight = group_index(picked["uid"], groups, probability)
@@ -123,6 +134,7 @@ def _select(
     return StepRows(
         step=step,
         y=picked["dH"],
+        under=np.abs(picked["dH"]) < 2 * floor,
         x={
             name.removeprefix(PREDICTOR_PREFIX): value
             for name, value in forms.items()
@@ -134,7 +146,7 @@ def _select(
         groups=count,
         weight=weight,
         state=picked.get("state"),
-        position=_position(picked.get("pos")),
+        cuts=_cuts(picked.get("pos"), picked.get("state")),
     )
 
 
@@ -157,13 +169,18 @@ def _code(columns: Columns) -> NDArray[np.int64]:
     advantage, logp, entropy = (columns[k] for k in ("advantage", "logp", "entropy"))
     region = (logp <= -entropy) + 2 * (advantage < 0)
     region = np.where(advantage == 0, len(QUADRANTS) - 1, region)
-    p = np.searchsorted(_LOGP_EDGES, logp, side="right")
-    h = np.searchsorted(_H_EDGES, entropy, side="right")
-    return (region * _P + p) * _H + h
+    p, h = bins_of(logp, _LOGP_EDGES), bins_of(entropy, _H_EDGES)
+    return ((region * _P + p) * _H + h).astype(np.int64, copy=False)
 
 
-def _position(pos: NDArray | None) -> NDArray[np.int64] | None:
-    return None if pos is None else np.searchsorted(POSITION_EDGES, pos, side="right") - 1
+def _cuts(pos: NDArray | None, state: NDArray | None) -> dict[str, NDArray[np.uint8]]:
+    out = {}
+    if pos is not None:
+        out["position"] = bins_of(pos, POSITION_EDGES[1:])
+    if state is not None and state.any():  # all zero: the loop gave none
+        _, index, rows = np.unique(state, return_inverse=True, return_counts=True)
+        out["states"] = bins_of(rows, STATE_EDGES[1:])[index]
+    return out
 
 
 def needed(predictors: Sequence[str]) -> list[str]:

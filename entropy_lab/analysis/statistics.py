@@ -6,6 +6,7 @@ by step to sums per (step, prompt group), and all intervals come from those sums
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,15 +32,18 @@ def pearson(sums: Array) -> Array:
 
 def slope_through_origin(sums: Array) -> Array:
     """The factor that best turns predictions into dH: sum(w x y) / sum(w x x); NaN at x = 0."""
-    wxx, wxy = sums[..., 3], sums[..., 5]
-    return np.divide(wxy, wxx, out=np.full_like(wxy, np.nan), where=wxx > 0)
+    return ratio(sums[..., 5], sums[..., 3])
 
 
 def mean_squared_error(sums: Array) -> Array:
     """Weighted mean of (y - x)^2, in the square of their unit; NaN without rows."""
     w, wxx, wyy, wxy = (sums[..., i] for i in (0, 3, 4, 5))
-    total = np.maximum(wyy - 2 * wxy + wxx, 0.0)
-    return np.divide(total, w, out=np.full_like(total, np.nan), where=w > 0)
+    return ratio(np.maximum(wyy - 2 * wxy + wxx, 0.0), w)
+
+
+def ratio(above: Array, below: Array) -> Array:
+    """above / below, NaN where below is not above 0."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
 def centred(sums: Array) -> Array:
@@ -97,6 +101,27 @@ def _deviations(values: NDArray[np.floating]) -> Array:
 def _correlation(a: Array, b: Array) -> float:
     scale = float(a @ a) * float(b @ b)
     return float(a @ b) / float(np.sqrt(scale)) if scale > 0 else float("nan")
+
+
+def quantile_edges(values: NDArray[np.float32], at: Sequence[float]) -> NDArray[np.float32]:
+    """Inner edges (k,) of bins of values (n,) by their quantiles; a bin holds its lower edge.
+
+    A value that fills more than a bin has one of its own, so k may differ from len(at).
+    """
+    if len(values) == 0:
+        return np.empty(0, np.float32)
+    edges = np.quantile(values, at).astype(np.float32)
+    filled = edges[1:][edges[1:] == edges[:-1]]
+    above = np.nextafter(filled, np.float32(np.inf))
+    return np.unique(np.concatenate([edges, above]))
+
+
+def bins_of(values: NDArray, edges: Sequence[float] | NDArray) -> NDArray[np.uint8]:
+    """How many of the inner edges are <= each value (n,), which is its bin; 0 for NaN."""
+    out = np.zeros(len(values), np.uint8)
+    for edge in edges:  # for a score of edges ten times faster than searching for each value
+        out += values >= edge
+    return out
 
 
 class TailQuantile:

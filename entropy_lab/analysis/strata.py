@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from entropy_lab.analysis.bins import CUTS, entropy_names
 from entropy_lab.analysis.bootstrap import draw, nan_median, unit
-from entropy_lab.analysis.rows import POSITIONS
-from entropy_lab.analysis.scan import MIN_ROWS, Scan, pair_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, pair_sums
+from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.statistics import pearson, slope_through_origin
-from entropy_lab.analysis.tables import QUADRANTS, entropy_names, frame, records
+from entropy_lab.analysis.tables import QUADRANTS, frame, records
 from entropy_lab.analysis.validate import Padded
 
 Array = NDArray[np.float64]
@@ -54,6 +55,7 @@ def strata(found: Scan, grouped: bool) -> pd.DataFrame:
                     "pcc_lo": low,
                     "pcc_hi": high,
                     "slope": float(nan_median(slope_through_origin(total), 0)),
+                    "under_floor": found.under_floor(cells[at].sum(axis=(0, 1))),
                     "unit": unit(len(groups), grouped),
                 }
             )
@@ -73,8 +75,8 @@ def _parts(padded: Padded) -> list[tuple[str, str, Array, NDArray[np.int64]]]:
     negative = [q for q in QUADRANTS if q.startswith("neg_")]
     out += [("advantage", "A > 0", cells(*positive), every)]
     out += [("advantage", "A < 0", cells(*negative), every)]
-    if padded.side.positions:
-        out += [("position", n, padded.positions(i), every) for i, n in enumerate(POSITIONS)]
+    for kind, names in CUTS.items():
+        out += [(kind, n, padded.cuts(kind, i), every) for i, n in enumerate(names)]
     for name, third in zip(STAGES, np.array_split(every, len(STAGES)), strict=True):
         if len(third):
             out.append(("stage", name, cells("all"), third))
@@ -92,7 +94,7 @@ def reversals(validation: pd.DataFrame) -> list[str]:
         pooled = rows[predictor, "pooled"]
         for scope, where in (("within_step", "a step"), ("within_group", "a prompt group")):
             inside = rows[predictor, scope]
-            if _sign(pooled) * _sign(inside) < 0:
+            if clear_sign(pooled) * clear_sign(inside) < 0:
                 out.append(
                     f"{predictor} reverses its sign: PCC {pooled['pcc']:.2f} over all rows, "
                     f"{inside['pcc']:.2f} inside {where}, so differences between "
@@ -101,5 +103,6 @@ def reversals(validation: pd.DataFrame) -> list[str]:
     return out
 
 
-def _sign(row: dict) -> int:
+def clear_sign(row: dict) -> int:
+    """1 or -1 where the interval of the row's PCC leaves 0 out, else 0."""
     return int(row["pcc_lo"] > 0) - int(row["pcc_hi"] < 0)

@@ -6,10 +6,9 @@ Entropies and their changes are in nats per token, dH > 0 means that entropy ros
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 PREDICTOR_PREFIX = "dH_pred_"
@@ -18,8 +17,6 @@ PREDICTOR_PREFIX = "dH_pred_"
 HELD_OUT = 32
 NOT_SCORABLE = 128
 QUADRANTS = ("pos_likely", "pos_unlikely", "neg_likely", "neg_unlikely", "zero")
-PROBABILITY_EDGES = (0.0, 0.1, 0.3, 0.7, 0.9, 0.99, 1.0)
-ENTROPY_EDGES = (0.0, 0.01, 0.1, 0.3, 0.7, 1.5, float("inf"))
 FIRST_STEP = 5  # earlier steps are left out of correlations: the optimizer is still warming up
 TRIM = 0.99
 TOP = 0.01  # share of the tokens that a method would pick
@@ -44,6 +41,7 @@ LADDER = {
 BESIDE = ("cov", "head", "last_block")  # forms beside the ladder: they add to no rung
 TARGETS = ("dH", "influence", "influence_marginal")
 
+_UNDER = "share of the rows with |dH| below two floors; NaN where no floor was measured"
 _RUN = {"run": "name of the run directory"}
 _BAND = {"lo": "lower end of the 95 % interval", "hi": "upper end of the 95 % interval"}
 
@@ -93,16 +91,15 @@ TABLES: dict[str, dict[str, str]] = {
         "predictor": "dH_pred_<predictor>",
         "n": "token rows",
         "steps": "steps with a value",
-        "pcc": "Pearson correlation of prediction and dH",
-        "pcc_lo": _BAND["lo"],
-        "pcc_hi": _BAND["hi"],
+        **_banded("pcc", "Pearson correlation of prediction and dH"),
         "pcc_trim99": "the same on rows with |dH| up to its 99 % quantile (of the step; of all "
         "rows for pooled)",
         "srcc": "Spearman correlation, rows unweighted; pooled: at most 2^20 evenly spaced rows",
-        "sign": "share of equal signs among rows where neither side is zero",
-        "slope": "least-squares factor through the origin of dH on the prediction",
+        **_banded("sign", "share of equal signs among rows where neither side is zero"),
+        **_banded("slope", "least-squares factor through the origin of dH on the prediction"),
         "mse": "mean squared error, nats^2",
         "unique_states": "different states among the rows (strata all and heldout)",
+        "under_floor": _UNDER,
     },
     "validation_steps": _RUN
     | {
@@ -156,12 +153,24 @@ TABLES: dict[str, dict[str, str]] = {
         "n": "token rows",
         "shown": "token rows inside both ranges",
         "steps": "steps",
-        "slope": "pooled least-squares factor through the origin",
-        "pcc": "median within-step PCC",
-        "pcc_lo": _BAND["lo"],
-        "pcc_hi": _BAND["hi"],
+        **_banded("slope", "pooled least-squares factor through the origin"),
+        **_banded("pcc", "median within-step PCC"),
         "pcc_pooled": "PCC over all rows",
+        "floor": "noise floor of dH, nats; NaN where none was measured",
         "unit": "what the interval resamples",
+    },
+    "calibration": _RUN
+    | {
+        "predictor": "dH_pred_<predictor>",
+        "bin": "from the lowest predictions to the highest, by quantile; a value that fills a bin "
+        "has one of its own. Edges: of at most 2^20 evenly spaced rows",
+        "lo": "lower edge of the prediction, in the bin",
+        "hi": "upper edge",
+        "n": "token rows",
+        "steps": "steps with rows in the bin",
+        "predicted": "mean prediction",
+        **_banded("dH", "mean dH"),
+        "unit": "what the intervals resample",
     },
     "quadrants": _RUN
     | {
@@ -171,12 +180,10 @@ TABLES: dict[str, dict[str, str]] = {
         "steps": "steps",
         "share": "share of the tokens",
         "entropy": "mean entropy of the quadrant's tokens",
-        "mean": "mean over the quadrant's tokens",
-        "mean_lo": _BAND["lo"],
-        "mean_hi": _BAND["hi"],
-        "contribution": "share x mean: adds up to the mean over all tokens",
-        "contribution_lo": _BAND["lo"],
-        "contribution_hi": _BAND["hi"],
+        "falls": "share of the quadrant's tokens with dH < 0",
+        "under_floor": _UNDER,
+        **_banded("mean", "mean over the quadrant's tokens"),
+        **_banded("contribution", "share x mean: adds up to the mean over all tokens"),
         "unit": "what the intervals resample",
     },
     "regions": _RUN
@@ -188,22 +195,23 @@ TABLES: dict[str, dict[str, str]] = {
         "n": "token rows",
         "steps": "steps",
         "share": "share of the tokens",
-        "dH": "mean dH",
-        "dH_lo": _BAND["lo"],
-        "dH_hi": _BAND["hi"],
+        **_banded("dH", "mean dH"),
         "abs_share": "share of the sum of |dH|",
+        "under_floor": _UNDER,
         "unit": "what the intervals resample",
     },
     "strata": _RUN
     | {
-        "kind": "entropy, advantage, position or stage (quadrants and bins of the probability are "
-        "in validation)",
-        "stratum": "H[lo,hi); A > 0, A < 0; token positions in the response; thirds of the steps",
+        "kind": "entropy, advantage, position, states or stage (quadrants and bins of the "
+        "probability are in validation)",
+        "stratum": "H[lo,hi); A > 0, A < 0; token positions in the response; how many logged "
+        "training rows of the step are in the row's state; thirds of the steps",
         "predictor": "dH_pred_<predictor>",
         "n": "token rows",
         "steps": "steps with a value",
         **_banded("pcc", "Pearson correlation with dH, median over steps"),
         "slope": "least-squares factor through the origin, median over steps",
+        "under_floor": _UNDER,
         "unit": "what the interval resamples",
     },
     "budget": _RUN
@@ -256,25 +264,6 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 # Further columns may follow where the run has them: dH_pred_<name> step means in curves.
-
-
-def probability_names() -> tuple[str, ...]:
-    """Names of the bins of pi(token), in order; the last one is closed."""
-    return _bin_names("p", PROBABILITY_EDGES)
-
-
-def entropy_names() -> tuple[str, ...]:
-    """Names of the bins of H, nats, in order."""
-    return _bin_names("H", ENTROPY_EDGES)
-
-
-def _bin_names(letter: str, edges: Sequence[float]) -> tuple[str, ...]:
-    pairs = list(zip(edges[:-1], edges[1:], strict=True))
-    last = "]" if np.isfinite(edges[-1]) else ")"
-    return tuple(
-        f"{letter}[{low:g},{high:g}{last if i == len(pairs) - 1 else ')'}"
-        for i, (low, high) in enumerate(pairs)
-    )
 
 
 def ordered_predictors(names: Iterable[str]) -> list[str]:

@@ -9,11 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, nan_median, recentred
-from entropy_lab.analysis.scan import MIN_ROWS, Scan, Side, pair_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, Side, pair_sums, sign_sums
+from entropy_lab.analysis.scan import Scan
 from entropy_lab.analysis.statistics import (
     centred,
     mean_squared_error,
     pearson,
+    ratio,
     slope_through_origin,
     spearman,
     stacked,
@@ -45,9 +47,9 @@ class Padded:
         out, _ = stacked([self.side.cells[i][:, stratum] for i in self.at])
         return out
 
-    def positions(self, place: int) -> Array:
-        """(S, G, columns) of one bin of POSITIONS."""
-        out, _ = stacked([block[:, place] for block in self.side.positions])
+    def cuts(self, kind: str, place: int) -> Array:
+        """(S, G, columns) of one bin of a kind of CUTS."""
+        out, _ = stacked([block[:, place] for block in self.side.cuts[kind]])
         return out
 
     def of_steps(self, values: list[Array]) -> Array:
@@ -66,15 +68,15 @@ def validation(found: Scan) -> pd.DataFrame:
         padded = Padded.of(side, found.first)
         if not padded.at:
             continue
-        trimmed, trimmed_within, signs, srcc = (
-            padded.of_steps(values)
-            for values in (side.trimmed, side.trimmed_within, side.signs, side.srcc)
+        trimmed, trimmed_within, srcc = (
+            padded.of_steps(values) for values in (side.trimmed, side.trimmed_within, side.srcc)
         )
         kept, code = np.concatenate(side.kept, axis=1), np.concatenate(side.kept_code)
         states = side.states.value() or np.nan
         for s in range(side.correlated):
             cells = padded.cells(s)
-            pairs = pair_sums(cells)  # (S, G, predictors, 6)
+            pairs, signs = pair_sums(cells), sign_sums(cells)  # (S, G, predictors, 6 and 2)
+            under = found.under_floor(cells.sum(axis=(0, 1)))
             inside = kept[:, side.member[code, s] > 0]
             for k, name in enumerate(found.predictors):
                 one = _Stratum(
@@ -84,19 +86,19 @@ def validation(found: Scan) -> pd.DataFrame:
                     trimmed=trimmed[:, s, k],
                     trimmed_within=trimmed_within[:, s, k],
                     srcc=srcc[:, s, k],
-                    signs=signs[:, s, k],
+                    signs=signs[:, :, k],
                     tail=side.tail[s, k],
                     kept=inside[[0, 1 + k]],
                 )
                 common: dict = {"stratum": side.strata[s], "predictor": name}
-                common["unique_states"] = states if s == 0 else np.nan
+                common |= {"unique_states": states if s == 0 else np.nan, "under_floor": under}
                 rows += [{**common, **row} for row in one.scopes()]
     return frame("validation", rows)
 
 
 @dataclass(frozen=True)
 class _Stratum:
-    """One predictor in one stratum: pairs (S, G, 6), rows (S,), per-step values, run's tail."""
+    """One predictor in one stratum: pairs (S, G, 6), signs (S, G, 2), rows (S,), run's tail."""
 
     draws: Draws
     pairs: Array
@@ -114,8 +116,7 @@ class _Stratum:
         used = (self.rows >= MIN_ROWS) & np.isfinite(pearson(sums))
         if not used.any():
             return []
-        hits, total = self.signs[used].sum(axis=0)
-        sign = hits / total if total > 0 else np.nan
+        sign = self._sign(used)
         per_step = [
             self._per_step(used, self.pairs, self.trimmed),
             self._pooled(),
@@ -124,16 +125,27 @@ class _Stratum:
         per_step[0]["srcc"] = _middle(self.srcc[used])
         per_step[0]["mse"] = _middle(mean_squared_error(sums[used]))
         return [
-            {"scope": scope, "sign": sign, **row}
-            for scope, row in zip(SCOPES, per_step, strict=True)
+            {"scope": scope, **sign, **row} for scope, row in zip(SCOPES, per_step, strict=True)
         ]
+
+    def _sign(self, used: NDArray[np.bool_]) -> dict:
+        sums = np.where(used[:, None, None], self.signs, 0.0)
+        hits, pairs = sums.sum(axis=(0, 1))
+        replicates = self.draws.totals(self.draws.pool(sums))
+        steps = int((sums[..., 1].sum(axis=1) > 0).sum())
+        low, high = self.draws.interval(ratio(replicates[:, 0], replicates[:, 1]), steps)
+        return {"sign": float(ratio(hits, pairs)), "sign_lo": low, "sign_hi": high}
 
     def _per_step(self, used: NDArray[np.bool_], pairs: Array, trimmed: Array) -> dict:
         sums = np.where(used[:, None], pairs.sum(axis=1), 0.0)
         value = pearson(sums)
-        pool = pearson(self.draws.pool(pairs))
+        resampled = self.draws.pool(pairs)
+        pool = pearson(resampled)
         steps = int(np.isfinite(value).sum())
         low, high = self.draws.interval(self.draws.medians(pool, value), steps)
+        slope = slope_through_origin(sums)
+        slopes = self.draws.medians(slope_through_origin(resampled), slope, np.inf)
+        least, most = self.draws.interval(slopes, steps)
         return {
             "n": int(self.rows[used].sum()),
             "steps": steps,
@@ -141,15 +153,18 @@ class _Stratum:
             "pcc_lo": low,
             "pcc_hi": high,
             "pcc_trim99": _middle(pearson(trimmed[used])),
-            "slope": _middle(slope_through_origin(sums[used])),
+            "slope": _middle(slope),
+            "slope_lo": least,
+            "slope_hi": most,
         }
 
     def _pooled(self) -> dict:
         total = self.pairs.sum(axis=(0, 1))
         value = float(pearson(total))
-        replicates = pearson(self.draws.totals(self.draws.pool(self.pairs)))
+        replicates = self.draws.totals(self.draws.pool(self.pairs))
         steps = int((self.rows > 0).sum())
-        low, high = self.draws.interval(recentred(replicates, value), steps)
+        low, high = self.draws.interval(recentred(pearson(replicates), value), steps)
+        least, most = self.draws.interval(slope_through_origin(replicates), steps)
         y, x = self.kept[:, np.isfinite(self.kept[1])]
         return {
             "n": int(self.rows.sum()),
@@ -160,6 +175,8 @@ class _Stratum:
             "pcc_trim99": float(pearson(without(total, self.tail))),
             "srcc": float(spearman([x], y)[0]) if len(y) >= MIN_ROWS else np.nan,
             "slope": float(slope_through_origin(total)),
+            "slope_lo": least,
+            "slope_hi": most,
             "mse": float(mean_squared_error(total)),
         }
 

@@ -6,21 +6,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropy_lab.analysis.rows import BASE
-from entropy_lab.analysis.scan import BINS, Scan
-from entropy_lab.analysis.tables import (
+from entropy_lab.analysis.bins import (
     ENTROPY_EDGES,
     PROBABILITY_EDGES,
-    QUADRANTS,
     entropy_names,
-    frame,
     probability_names,
-    records,
 )
+from entropy_lab.analysis.rows import BASE, FORM
+from entropy_lab.analysis.scan import BINS, Scan
+from entropy_lab.analysis.statistics import ratio
+from entropy_lab.analysis.tables import QUADRANTS, frame, records
 from entropy_lab.analysis.validate import Padded
 
 Array = NDArray[np.float64]
-_N, _W, _WY, _, _WAY, _WH = range(len(BASE))
+_N, _W, _WY, _, _WAY, _WH, _, _WD = range(len(BASE))
 
 
 def quadrants(found: Scan) -> pd.DataFrame:
@@ -33,7 +32,7 @@ def quadrants(found: Scan) -> pd.DataFrame:
         return frame("quadrants", [])
     whole = padded.cells(0)
     rows = []
-    columns = {"dH": _WY} | {p: len(BASE) + 3 * k for k, p in enumerate(found.predictors)}
+    columns = {"dH": _WY} | {p: len(BASE) + len(FORM) * k for k, p in enumerate(found.predictors)}
     for name in QUADRANTS:
         cells = padded.cells(found.train.strata.index(name))
         total = cells.sum(axis=(0, 1))
@@ -51,6 +50,8 @@ def quadrants(found: Scan) -> pd.DataFrame:
                         "steps": int((here[..., 0].sum(axis=1) > 0).sum()),
                         "share": part[..., 0].sum() / here[..., 0].sum(),
                         "entropy": total[_WH] / total[_W],
+                        "falls": total[_WD] / total[_W],
+                        "under_floor": found.under_floor(total),
                         **_means(padded, part, here),
                     }
                 )
@@ -70,15 +71,10 @@ def _means(padded: Padded, part: Array, whole: Array) -> dict[str, float]:
     steps = int((both[..., 2].sum(axis=1) > 0).sum())
     out = {}
     for name, below in (("mean", 0), ("contribution", 2)):
-        out[name] = float(_ratio(here[1], here[below]))
-        replicates = _ratio(sums[:, 1], sums[:, below])
+        out[name] = float(ratio(here[1], here[below]))
+        replicates = ratio(sums[:, 1], sums[:, below])
         out[f"{name}_lo"], out[f"{name}_hi"] = padded.draws.interval(replicates, steps)
     return out
-
-
-def _ratio(above: Array, below: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below > 0, above / below, np.nan)
 
 
 def regions(found: Scan) -> pd.DataFrame:
@@ -99,7 +95,7 @@ def regions(found: Scan) -> pd.DataFrame:
                 continue
             sums = padded.draws.totals(padded.draws.pool(cells[..., [_W, _WY]]))
             steps = int((cells[..., _N].sum(axis=1) > 0).sum())
-            low, high = padded.draws.interval(_ratio(sums[:, 1], sums[:, 0]), steps)
+            low, high = padded.draws.interval(ratio(sums[:, 1], sums[:, 0]), steps)
             rows.append(
                 {
                     "axis": axis,
@@ -113,6 +109,7 @@ def regions(found: Scan) -> pd.DataFrame:
                     "dH_lo": low,
                     "dH_hi": high,
                     "abs_share": total[_WAY] / whole[_WAY] if whole[_WAY] > 0 else np.nan,
+                    "under_floor": found.under_floor(total),
                 }
             )
     return frame("regions", rows)
@@ -155,11 +152,12 @@ def density_panels(found: Scan, validation: pd.DataFrame, unit: str) -> pd.DataF
                 "n": pooled["n"],
                 "shown": int(counts.sum()),
                 "steps": pooled["steps"],
-                "slope": pooled["slope"],
+                **{key: pooled[key] for key in ("slope", "slope_lo", "slope_hi")},
                 "pcc": within["pcc"],
                 "pcc_lo": within["pcc_lo"],
                 "pcc_hi": within["pcc_hi"],
                 "pcc_pooled": pooled["pcc"],
+                "floor": found.floor,
                 "unit": unit,
             }
         )

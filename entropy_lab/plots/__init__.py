@@ -13,6 +13,7 @@ import pandas as pd
 from entropy_lab.analysis.store import read_tables
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.plots import (
+    calibration,
     entropy_reward,
     error_budget,
     influence_scores,
@@ -36,6 +37,7 @@ class Plot:
 
 PLOTS: dict[str, Plot] = {
     "predicted_vs_actual": Plot(predicted_vs_actual.NEEDS, predicted_vs_actual.draw),
+    "calibration": Plot(calibration.NEEDS, calibration.draw),
     "entropy_reward": Plot(entropy_reward.NEEDS, entropy_reward.draw),
     "error_budget": Plot(error_budget.NEEDS, error_budget.draw, deep=True),
     "influence_scores": Plot(influence_scores.NEEDS, influence_scores.draw, deep=True),

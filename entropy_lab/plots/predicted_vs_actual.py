@@ -16,7 +16,7 @@ LINE = "#D55E00"
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
-    """Log-coloured density, the best-slope line through the origin and y = x."""
+    """Log-coloured density, the best-slope line, y = x, and what lies under two floors."""
     panels = tables["density_panels"]
     several = panels["run"].nunique() > 1
     columns = style.columns_for(panels["predictor"].nunique(), most=3)
@@ -63,6 +63,9 @@ def _panel(axes: Axes, panel: pd.Series, counts: pd.DataFrame, top: float, sever
         (panel["slope"], {"color": style.colour(LINE), "linewidth": 1.4}),
     ):
         axes.plot(ends, slope * ends * x_scale / y_scale, **look)
+    if np.isfinite(panel["floor"]):
+        edge = 2 * panel["floor"] / y_scale
+        axes.axhspan(-edge, edge, color=style.faint(), alpha=0.35, linewidth=0)
     axes.set_xlim(-half_x, half_x)
     axes.set_ylim(-half_y, half_y)
     axes.set_xlabel(f"predicted ({x_unit})")
@@ -90,4 +93,17 @@ def _caption(panels: pd.DataFrame) -> str:
         f"token rows of {panels['steps'].max()} steps{some}; at least {share:.1%} lie inside the "
         "panels. Orange: best slope through the origin (all rows); dashed: y = x; both axes have "
         f"their own scale. PCC: median within-step correlation, 95 % interval ({first['unit']})."
+        f"{_floor(panels)}"
+    )
+
+
+def _floor(panels: pd.DataFrame) -> str:
+    if not panels["floor"].notna().any():
+        return ""
+    largest = panels.sort_values("floor", na_position="first").iloc[-1]
+    thin = 2 * largest["floor"] < largest["y_range"] / largest["bins"]  # half a bin
+    size = style.significant(2 * largest["floor"])
+    return (
+        f" Grey band: |dH| under two noise floors ({size} nats"
+        f"{'; less than the bin around 0' if thin else ''}), whose sign and size are not known."
     )

@@ -34,7 +34,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
             grid[row, 0].set_ylabel(f"mean dH ({unit})")
             if len(runs) == 1:
                 _shares(grid[1, column], one)
-        grid[-1, column].set_xticks(range(len(names)), [_range(name) for name in names])
+        worst = here.groupby("bin")["under_floor"].max()
+        labels = [_range(name) + style.mark(worst[name]).replace(" ", "\n") for name in names]
+        grid[-1, column].set_xticks(range(len(names)), labels)
     if len(runs) == 1:
         grid[1, 0].set_ylabel("share")
         grid[1, 0].legend(loc="upper left")
@@ -76,6 +78,11 @@ def _caption(data: pd.DataFrame, runs: list[str]) -> str:
         f"{data['steps'].max()} steps{'' if len(runs) == 1 else ' in the largest run'}; lines: "
         f"95 % interval ({data['unit'].iloc[0]})."
     )
-    if len(runs) > 1:
-        return text
-    return f"{text} Below: the region's share of tokens and of the sum of |dH|."
+    if len(runs) == 1:
+        text += " Below: the region's share of tokens and of the sum of |dH|."
+    if style.mark(data["under_floor"].max()):
+        text += (
+            " †: more than half of the region's tokens have |dH| under two noise floors"
+            f"{'' if len(runs) == 1 else ' in some run'}; what a single one did is not known."
+        )
+    return text

@@ -108,12 +108,15 @@ def add_caption(drawing: Drawing) -> Bbox:
     """Write the caption below the figure's edge; returns the box in inches that holds both."""
     figure = drawing.figure
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(drawing.caption, width=int(24 * width))
-    below = 0.12 + 0.125 * len(lines)
-    figure.text(
-        0.01, -0.06 / height, "\n".join(lines),
+    text = figure.text(
+        0.01, -0.06 / height, drawing.caption,
         va="top", fontsize=6.5, linespacing=1.3, color=faint(),
     )  # fmt: skip
+    # Fonts differ in width, so the room for a line is measured; a line may be wider than average.
+    whole = text.get_window_extent().width / figure.dpi
+    lines = textwrap.wrap(drawing.caption, int(0.93 * width * len(drawing.caption) / whole))
+    text.set_text("\n".join(lines))
+    below = 0.12 + 0.125 * len(lines)
     return Bbox([[0, -below], [width, height]])
 
 
@@ -167,6 +170,11 @@ def power_of_ten(largest: float) -> tuple[float, str]:
 def grid(axes: Axes, axis: Literal["x", "y", "both"] = "y") -> None:
     """Faint grid lines behind the data."""
     axes.grid(True, axis=axis)
+
+
+def mark(under_floor: float) -> str:
+    """ " †" after the name of rows most of which lie under two floors, so their median does."""
+    return " †" if under_floor > 0.5 else ""
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -15,14 +15,18 @@ from entropy_lab.plots import PLOTS, make, svg, write
 from entropy_lab.plots.style import theme
 from entropy_lab.report import html
 from entropy_lab.report.html import Raw
+from entropy_lab.report.kinds import signs, strata
+from entropy_lab.report.numbers import band as _band
+from entropy_lab.report.numbers import fixed as _fix
+from entropy_lab.report.numbers import short as _short
+from entropy_lab.report.numbers import span as _range
 
 Tables = Mapping[str, pd.DataFrame]
 
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_NAMED = ("position", "stage")  # kinds of strata whose bins do not name themselves
 HEADINGS = {
     "entropy_reward": "What happened",
     "predicted_vs_actual": "Predicted against measured",
+    "calibration": "Are the sizes right",
     "error_budget": "Where the predictions go wrong",
     "influence_scores": "Whose push it was",
     "quadrants": "Which tokens did it",
@@ -40,9 +44,11 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
     body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
     body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
     body += [_validation(tables, name, len(names) > 1) for name in names]
-    body += [sections["error_budget"], sections["influence_scores"]]
-    body += [sections["quadrants"], sections["regions"]]
-    body += [_strata(tables, name, len(names) > 1) for name in names]
+    body += [sections["calibration"], sections["error_budget"], sections["influence_scores"]]
+    body.append(sections["quadrants"])
+    body += [signs(tables, name, len(names) > 1) for name in names]
+    body.append(sections["regions"])
+    body += [strata(tables, name, len(names) > 1) for name in names]
     body.append(_foot(tables, command))
     path = out / "report.html"
     temporary = out / "report.html.tmp"
@@ -128,7 +134,11 @@ def _numbers(tables: Tables) -> str:
 
 def _floor(row: Row) -> str:
     if not math.isfinite(row["floor"]):
-        return ""
+        text = (
+            "No noise floor was measured (probe.floor_every measures it), so changes that are too "
+            "small to be known carry no mark."
+        )
+        return f'<p class="note">{text}</p>' if row["tokens"] else ""
     text = (
         f"Noise floor: {_short(row['floor'])} nats (rms against float64). "
         f"{row['under_floor']:.1%} of the tokens have |dH| under two floors, so their sign and "
@@ -191,27 +201,6 @@ def _validation(tables: Tables, run: str, several: bool) -> str:
     return f'{name}{html.table(head, lines, best=0)}<p class="note">{html.text(note)}</p>'
 
 
-def _strata(tables: Tables, run: str, several: bool) -> str:
-    rows = records(tables["validation"], run=run, scope="within_step")
-    if not rows:
-        return ""
-    predictors = list(dict.fromkeys(r["predictor"] for r in rows))
-    cells: dict[str, dict[str, Row]] = {}
-    for r in [*rows, *records(tables["strata"], run=run)]:
-        kind = f"{r['kind']} {r['stratum']}" if r.get("kind") in _NAMED else r["stratum"]
-        cells.setdefault(kind, {})[r["predictor"]] = r
-    lines = [
-        [stratum, f"{max(r['n'] for r in found.values()):,}"]
-        + [_band(found[p]) if p in found else "–" for p in predictors]
-        for stratum, found in cells.items()
-    ]
-    title = "Correlation within a step by kind of token" + (f": {run}" if several else "")
-    return (
-        f"<details><summary>{html.text(title)}</summary>"
-        f"{html.table(['stratum', 'rows', *predictors], lines)}</details>"
-    )
-
-
 def _comparison(tables: Tables) -> str:
     if "comparison" not in tables:
         return ""
@@ -239,25 +228,3 @@ def _foot(tables: Tables, command: str) -> str:
         "dH &gt; 0: entropy rises; nats per token; means weighted by 1 / inclusion "
         "probability.</p></footer>"
     )
-
-
-def _band(row: Row) -> Raw:
-    if not math.isfinite(row["pcc_lo"]):
-        return Raw(_fix(row["pcc"]))
-    return Raw(f"{_fix(row['pcc'])} <small>[{_fix(row['pcc_lo'])}, {_fix(row['pcc_hi'])}]</small>")
-
-
-def _range(low: float, high: float) -> str:
-    return f"[{_short(low)}, {_short(high)}]" if math.isfinite(low) else ""
-
-
-def _fix(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
-
-
-def _short(value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    digits, _, power = f"{value:.3g}".partition("e")
-    raised = f"×10{str(int(power)).translate(_RAISED)}" if power else ""
-    return digits.replace("-", "−") + raised

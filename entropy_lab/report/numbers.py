@@ -1,0 +1,36 @@
+"""How the report writes numbers and their intervals."""
+
+from __future__ import annotations
+
+import math
+
+from entropy_lab.analysis.tables import Row
+from entropy_lab.report.html import Raw
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def band(row: Row) -> Raw:
+    """The PCC of a row with its interval, where it has one."""
+    low, high = fixed(row["pcc_lo"]), fixed(row["pcc_hi"])
+    known = math.isfinite(row["pcc_lo"])
+    return Raw(fixed(row["pcc"]) + (f" <small>[{low}, {high}]</small>" if known else ""))
+
+
+def span(low: float, high: float) -> str:
+    """An interval with three significant digits, nothing where it is unknown."""
+    return f"[{short(low)}, {short(high)}]" if math.isfinite(low) else ""
+
+
+def fixed(value: float) -> str:
+    """Two digits after the point, a real minus sign, an en dash where the number is missing."""
+    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def short(value: float) -> str:
+    """Three significant digits, large and small ones as a power of ten."""
+    if not math.isfinite(value):
+        return "–"
+    digits, _, power = f"{value:.3g}".partition("e")
+    raised = f"×10{str(int(power)).translate(_RAISED)}" if power else ""
+    return digits.replace("-", "−") + raised
