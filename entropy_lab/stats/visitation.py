@@ -5,6 +5,7 @@ is in. A step changes H at given states and, since other tokens are sampled, the
     dJ = E[sum_t dH_t] + E[sum_u dlogp_u (H_togo_u - b_u)] + second order,  H_togo_u = sum_{t>u} H_t
 (score function; H up to u is settled before the token u is). Any b_u that does not depend on the
 token u keeps the expectation to first order, because E[dlogp_u | s_u] = -KL is of second order.
+At real steps b_u is needed all the same: without it -KL H_togo_u adds up to more than the term.
 """
 
 from __future__ import annotations
