@@ -45,7 +45,7 @@ torch: $(VENV)/.torch  ## only make the environment and install torch
 
 clean:  ## remove caches and builds; runs and the environment stay
 	rm -rf dist .coverage .hypothesis .pytest_cache .ruff_cache
-	find entropy_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find entropy_lab tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python on this machine that is new enough.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
