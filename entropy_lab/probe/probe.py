@@ -260,7 +260,8 @@ class Probe:
         row = {**m.summary(self.window, predicted), "heldout_source": source, **self._notes}
         self.writer.step(row)
         self.last_row = row
-        self._metrics = {key: row[key] for key in _METRICS if key in row}
+        methods = [key for key in row if key.startswith("method_")]
+        self._metrics = {key: row[key] for key in [*_METRICS, *methods] if key in row}
         self._metrics["time_probe"] = time.perf_counter() - m.started
         self.window.close()
         self.window, self._measurement = Window(), None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import Method, make_method, plan_step
+from entropy_lab.interventions.base import State
 from entropy_lab.loss import policy_loss
 from entropy_lab.probe import Probe
 from entropy_lab.train.alarm import CollapseAlarm
@@ -34,7 +35,7 @@ from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.rollout import ENGINES, RolloutEngine
 from entropy_lab.train.tasks import Task, make_task
-from entropy_lab.types import TokenBatch
+from entropy_lab.types import TokenBatch, TokenStats
 
 
 @dataclass
@@ -90,6 +91,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     parts, state, tensors = build(config, run_dir, checkpoint, progress)
     probe, minibatches = parts.probe, config.train.minibatches
     alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
+    memory: State = state.get("method", parts.method.initial_state())
     with probe, stop_request() as stop:
         tensors = fix_probe_set(parts, tensors)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
@@ -98,10 +100,11 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             time_rollout = time.perf_counter() - started
             steps = parts.micros(scored, rollout, minibatches)
             probe.samples(sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step))
+            memory = begin_rollout(parts, steps, memory)
             for age, micros in enumerate(steps):
                 begun = time.perf_counter()
                 later = steps[age + 1] if age + 1 < minibatches else []
-                update(parts, micros, later, rollout)
+                memory = update(parts, micros, later, rollout, memory)
                 now = time.perf_counter()
                 metrics = probe.commit(
                     **response_means(micros),
@@ -116,7 +119,8 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             every = config.train.checkpoint_every
             if last or stop or (every and (rollout + 1) % every == 0):
                 probe.flush()
-                state = {"step": probe.step, "rollout": rollout + 1, "alarm": alarm.to_dict()}
+                state = {"step": probe.step, "rollout": rollout + 1}
+                state |= {"alarm": alarm.to_dict(), "method": memory}
                 keep = config.train.keep_checkpoints
                 save_checkpoint(
                     run_dir, probe.step, parts.model, parts.optimizer, state, tensors, keep
@@ -127,13 +131,22 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     return True
 
 
-def update(parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: int) -> None:
-    """One optimizer step on a minibatch, measured: plan, loss, backward, clip, step."""
+def begin_rollout(parts: Parts, steps: list[list[Micro]], memory: State) -> State:
+    """What the method remembers for the steps of a rollout, whose minibatches are all here."""
+    micros = [m for part in steps for m in part]
+    return parts.method.begin_rollout(*gathered(micros, known_stats(parts, micros)), memory)
+
+
+def update(
+    parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: int, memory: State
+) -> State:
+    """One optimizer step on a minibatch, measured: plan, loss, backward, clip, step.
+
+    memory: the method's, for this step; returns the one after it.
+    """
     config, probe, method = parts.config, parts.probe, parts.method
-    batches = [m.batch for m in micros]
-    # The no-grad pass that a method's batch statistics come from; the probe shares it.
-    stats = [probe.scorer.measure(m.inputs) for m in micros] if method.needs else None
-    plans = plan_step(method, batches, stats)
+    stats = known_stats(parts, micros)
+    plans = plan_step(method, [m.batch for m in micros], stats, memory)
     for micro, (plan, share) in zip(micros, plans, strict=True):
         forward = probe.record(micro.inputs, micro.batch)
         out = policy_loss(forward, micro.batch, plan, share)
@@ -146,11 +159,28 @@ def update(parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: in
             f"optimizer.lr (now {config.optimizer.lr}) and start anew"
         )
     set_lr(parts.optimizer, config, probe.step)
-    probe.note(rollout=rollout, grad_norm=grad_norm, kappa=kappa, **method_scalars(plans))
+    probe.note(rollout=rollout, grad_norm=grad_norm, kappa=kappa)
+    probe.note(**method_scalars(plans, memory))
     if config.probe.held_out and held_out:
         probe.hold_out([m.pair() for m in held_out], "next_minibatch")
     parts.optimizer.step()
     parts.optimizer.zero_grad()
+    return method.end_step(*gathered(micros, stats), memory)
+
+
+def known_stats(parts: Parts, micros: list[Micro]) -> list[TokenStats] | None:
+    """The no-grad pass at the present weights that a method reads; the probe shares it."""
+    if not parts.method.needs:
+        return None
+    return [parts.probe.scorer.measure(m.inputs) for m in micros]
+
+
+def gathered(
+    micros: list[Micro], stats: list[TokenStats] | None
+) -> tuple[TokenBatch, TokenStats | None]:
+    """Micro-batches and their statistics, each as one."""
+    whole = TokenBatch.cat([m.batch for m in micros])
+    return whole, None if stats is None else TokenStats.cat(stats)
 
 
 def build(
@@ -237,16 +267,17 @@ def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int) -> None:
         group["lr"] = o.lr * factor
 
 
-def method_scalars(plans: list[Any]) -> dict[str, float]:
-    """`method_*`: the scalars of the step's plans, averaged over micro-batches."""
+def method_scalars(plans: list[Any], memory: State) -> dict[str, float]:
+    """`method_*`: the memory at the step, and its plans' scalars averaged over micro-batches."""
     scalars = [plan.scalars for plan, _ in plans if plan.scalars]
     keys = scalars[0] if scalars else {}
-    return {f"method_{k}": sum(s[k] for s in scalars) / len(scalars) for k in keys}
+    means = {k: sum(s[k] for s in scalars) / len(scalars) for k in keys}
+    return {f"method_{k}": value for k, value in {**memory, **means}.items()}
 
 
 def response_means(micros: list[Micro]) -> dict[str, float]:
     """Means over the responses of one minibatch."""
-    whole = TokenBatch.cat([m.batch for m in micros])
+    whole, _ = gathered(micros, None)
     assert whole.reward is not None and whole.truncated is not None
     return {
         "reward": float(whole.reward.double().mean()),
