@@ -11,15 +11,13 @@ import pytest
 from entropy_lab.errors import ConfigError
 from entropy_lab.interventions import INTERVENTIONS, make_method
 from entropy_lab.types import TokenStats
-from token_examples import (
-    example,
-)
+from token_examples import EVERY_METHOD, example
 
 
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("stear", {}, r"unknown method 'stear': did you mean steer\? Valid: grpo, clip_higher"),
+        ("stear", {}, r"unknown method 'stear': did you mean steer or stare\? Valid: grpo,"),
         ("zzz", {}, r"unknown method 'zzz': Valid: grpo, clip_higher, clip_cov"),
         ("grpo", {"clip_hi": 0.3}, r"grpo has no parameter 'clip_hi': did you mean clip_high"),
         ("entropy_bonus", {}, "entropy_bonus needs beta: it has no published default, set it"),
@@ -77,7 +75,7 @@ def test_missing_inputs_say_what_to_pass() -> None:
 
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_the_registry_names_its_methods_and_their_source(name: str) -> None:
-    method = make_method(name, **({"beta": 0.1} if name == "entropy_bonus" else {}))
+    method = make_method(name, **dict(EVERY_METHOD)[name])
     assert method.name == name and method.source
     allowed = {f.name for f in fields(TokenStats)} | {"old_entropy"}
     assert method.needs <= allowed

@@ -6,12 +6,21 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from entropy_lab.errors import ConfigError, nearest
+from entropy_lab.interventions.adaptive_entropy import AdaptiveEntropy
+from entropy_lab.interventions.bapo import Bapo
 from entropy_lab.interventions.base import Clipped, Intervention, Method, plan_step
 from entropy_lab.interventions.clip_cov import ClipCov
 from entropy_lab.interventions.clip_higher import ClipHigher
+from entropy_lab.interventions.entrocraft import Entrocraft
 from entropy_lab.interventions.entropy_bonus import EntropyBonus
+from entropy_lab.interventions.entropy_disc_batch import EntropyDiscBatch
+from entropy_lab.interventions.entropy_disc_vocab import EntropyDiscVocab
+from entropy_lab.interventions.entropy_pi import EntropyPi
 from entropy_lab.interventions.grpo import Grpo
 from entropy_lab.interventions.kl_cov import KlCov
+from entropy_lab.interventions.pos_adv_reweight import PosAdvReweight
+from entropy_lab.interventions.repo_r import RepoR
+from entropy_lab.interventions.stare import Stare
 from entropy_lab.interventions.steer import Steer
 
 INTERVENTIONS: dict[str, type[Method]] = {
@@ -21,6 +30,15 @@ INTERVENTIONS: dict[str, type[Method]] = {
     "kl_cov": KlCov,
     "entropy_bonus": EntropyBonus,
     "steer": Steer,
+    "adaptive_entropy": AdaptiveEntropy,
+    "entropy_disc_batch": EntropyDiscBatch,
+    "entropy_disc_vocab": EntropyDiscVocab,
+    "stare": Stare,
+    "entropy_pi": EntropyPi,
+    "entrocraft": Entrocraft,
+    "pos_adv_reweight": PosAdvReweight,
+    "repo_r": RepoR,
+    "bapo": Bapo,
 }
 
 __all__ = [
