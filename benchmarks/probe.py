@@ -27,7 +27,8 @@ from entropy_lab.record import create_run
 from entropy_lab.train import loop
 from entropy_lab.train.config import load_config
 from entropy_lab.train.launch import run_training
-from entropy_lab.train.loop import build, update
+from entropy_lab.train.loop import update
+from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.progress import Progress
 
 BASE = ["probe.deep_every=0", "probe.floor_every=1000", "train.checkpoint_every=0"]
@@ -64,7 +65,7 @@ def small_step(folder: Path) -> None:
         named = dict(parts.model.named_parameters())
         start = {n: p.detach().clone() for n, p in named.items()}
         before = [probe.scorer.measure(m.inputs).entropy for m in micros]
-        update(parts, micros, [], 0)
+        update(parts, micros, [], 0, {})
         after = [probe.scorer.measure(m.inputs).entropy for m in micros]
         end = {n: p.detach() for n, p in named.items()}
         masks = torch.cat([m.batch.mask.flatten() for m in micros])
@@ -88,15 +89,16 @@ def small_step(folder: Path) -> None:
 def share_of_update(out: Path, settings: list[str], blocks: int = 4) -> float:
     seconds: dict[tuple[int, int], list[float]] = {}
 
-    def timed(parts: loop.Parts, micros: list, later: list, rollout: int) -> None:
+    def timed(parts: Parts, micros: list, later: list, rollout: int, memory: dict) -> dict:
         block, place = divmod(rollout, BLOCK)
         probed = block % 2
         parts.probe.cadence = replace(parts.probe.cadence, every=probed)
         start = time.thread_time()
-        update(parts, micros, later, rollout)
+        memory = update(parts, micros, later, rollout, memory)
         if place:  # the first rollout after a change lacks what is remembered from the last step
             key = probed, parts.probe.step % 2
             seconds.setdefault(key, []).append(time.thread_time() - start)
+        return memory
 
     rollouts = f"train.rollouts={2 * blocks * BLOCK}"
     with patch.object(loop, "update", timed):

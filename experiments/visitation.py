@@ -31,7 +31,8 @@ from entropy_lab.errors import ConfigError
 from entropy_lab.record import create_run
 from entropy_lab.stats import response_terms
 from entropy_lab.train.config import Config, load_config
-from entropy_lab.train.loop import Parts, build, sampling_seed, update
+from entropy_lab.train.loop import begin_rollout, update
+from entropy_lab.train.parts import Parts, build, sampling_seed
 from entropy_lab.train.policy import model_inputs
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.rollout import Responses
@@ -154,14 +155,16 @@ def run(config: Config, args: argparse.Namespace, folder: Path) -> None:
     run_dir = create_run(folder / "run", config.to_dict(), seeds={"run": config.run.seed})
     with Progress(run_dir, config) as progress:
         parts, _, _ = build(config, run_dir, None, progress)
-    minibatches = config.train.minibatches
+    minibatches, memory = config.train.minibatches, parts.method.initial_state()
     with parts.probe as probe:
         for rollout in range(max(args.after) + 1):
             scored = parts.sample(config.rollout.prompts, "rollout", rollout)
             steps = parts.micros(scored, rollout, minibatches)
+            memory = begin_rollout(parts, steps, memory)
             for age, micros in enumerate(steps):
                 start = weights(parts)
-                update(parts, micros, steps[age + 1] if age + 1 < minibatches else [], rollout)
+                later = steps[age + 1] if age + 1 < minibatches else []
+                memory = update(parts, micros, later, rollout, memory)
                 probe.commit()
                 if age == 0 and rollout in args.after:
                     end = weights(parts)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from entropy_lab.train import loop
+from entropy_lab.train import parts as run_parts
 from entropy_lab.train.config import load_config
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
 from entropy_lab.train.launch import run_training
@@ -29,7 +29,7 @@ ROWS = {
 def counted(monkeypatch: pytest.MonkeyPatch, out: Path, settings: list[str]) -> int:
     """Responses that went through a pass without gradients, sampling left aside."""
     rows = []
-    make = loop.make_score
+    make = run_parts.make_score
 
     def counting(*args):
         score = make(*args)
@@ -41,7 +41,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, out: Path, settings: list[str]) -> 
 
         return wrapped
 
-    monkeypatch.setattr(loop, "make_score", counting)
+    monkeypatch.setattr(run_parts, "make_score", counting)
     run_training(None, settings, out)
     return sum(rows)
 

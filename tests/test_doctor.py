@@ -19,7 +19,7 @@ from entropy_lab.analysis.doctor import CHECKS, Checkpoint, Diagnosis, block, do
 from entropy_lab.probe.step import StepMeasurement
 from entropy_lab.record import RunWriter, create_run
 from entropy_lab.record.parts import write_table
-from entropy_lab.train import loop
+from entropy_lab.train import parts
 from entropy_lab.train.launch import run_training
 from entropy_lab.train.policy import make_score
 from entropy_lab.train.rescore import open_rescorer
@@ -149,18 +149,18 @@ def test_a_broken_trainer_is_caught(
     defect: str, checks: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     broken = {
-        "temperature not applied": lambda _: lambda model, temperature: make_score(model, 1.0),
+        "temperature not applied": lambda _: lambda model, *_: make_score(model, 1.0),
         "mask shifted by one": lambda _: shifted_score,
         "other temperature after the step": warmer_after,
     }
-    monkeypatch.setattr(loop, "make_score", broken[defect](monkeypatch))
+    monkeypatch.setattr(parts, "make_score", broken[defect](monkeypatch))
     changes = ["rollout.prompts=48", "rollout.temperature=1.5", "optimizer.lr=1e-3"]
     settings = [*SETTINGS, *changes, "probe.deep_every=0", "train.micro_batch=32"]
     found = examine(run_training(None, settings, tmp_path / "broken"))
     assert errors(found) >= checks
 
 
-def shifted_score(model, temperature):
+def shifted_score(model, temperature, *_):
     """Position t scored by the logits that have already seen token t."""
 
     def score(inputs):
@@ -182,7 +182,7 @@ def warmer_after(monkeypatch: pytest.MonkeyPatch):
         factor[0] = 1.0
 
     monkeypatch.setattr(StepMeasurement, "measure_after", measure_after)
-    return lambda model, t: lambda inputs: make_score(model, factor[0] * t)(inputs)
+    return lambda model, t, *_: lambda inputs: make_score(model, factor[0] * t)(inputs)
 
 
 def test_a_killed_run_is_not_blamed_for_its_end(run: Path):

@@ -68,8 +68,8 @@ def test_gradient_by_hook_equals_autograd_on_a_leaf(name: str, params: dict[str,
     by_leaf = torch.autograd.grad(loss, leaves, allow_unused=True)
     assert torch.equal(seen["logp"], by_leaf[0])
     assert (seen["logp"] != 0).any() and (seen["logp"][~batch.mask] == 0).all()
-    if name == "entropy_bonus":
-        bonus = 0.01 * batch.mask.double() / batch.mask.sum()
+    if plan.entropy_coef:
+        bonus = plan.entropy_coef * batch.mask.double() / batch.mask.sum()
         torch.testing.assert_close(-seen["entropy"], bonus)
         assert torch.equal(seen["entropy"], by_leaf[1])
     else:

@@ -271,6 +271,8 @@ def arguments() -> dict[str, dict[str, Any]]:
             "weight": batch.reward,
         },
         "interventions.base.plan_step": {"method": method, "batches": [batch], "stats": [stats]},
+        "interventions.control.valid_mean": {"values": stats.logp, "mask": batch.mask},
+        "interventions.control.valid_std": {"values": stats.logp, "mask": batch.mask},
         "interventions.selection.token_hash": {"batch": batch},
         "interventions.selection.choose": {
             "batch": batch,
@@ -287,7 +289,9 @@ def arguments() -> dict[str, dict[str, Any]]:
     }
     for name, params in EVERY_METHOD:
         own = {"self": make_method(name, **params), "batch": batch}
-        for key, extra in (("advantages", {}), ("plan", {"stats": stats})):
+        hook = {"stats": stats, "state": own["self"].initial_state()}
+        calls = {"advantages": {}, "plan": {"stats": stats}}
+        for key, extra in {**calls, "begin_rollout": hook, "end_step": hook}.items():
             fn = getattr(type(own["self"]), key)
             table[f"{fn.__module__.removeprefix('entropy_lab.')}.{fn.__qualname__}"] = own | extra
     return table

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from entropy_lab.interventions import make_method
 from entropy_lab.loss import policy_loss
 from entropy_lab.stats import token_stats
 from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
@@ -46,6 +47,16 @@ EVERY_METHOD: list[tuple[str, dict[str, Any]]] = [
     ("dppo_kl", {}),
     ("gspo", {"clip_low": 0.1, "clip_high": 0.1}),
     ("quadrant", {"pos_likely": 0.5, "pos_unlikely": 2.0, "neg_likely": 0.0}),
+    ("adaptive_entropy", {"start": 0.003}),
+    ("adaptive_entropy", {"variant": "trl", "start": 0.1, "target": 2.0}),
+    ("entropy_disc_batch", {"mu": 0.1}),
+    ("entropy_disc_vocab", {"mu": 0.5, "max_share": 0.1}),
+    ("stare", {"variant": "C2", "gate": 3.0}),
+    ("entropy_pi", {"probability": 0.2, "target": 1.0}),
+    ("entrocraft", {"total_steps": 100}),
+    ("pos_adv_reweight", {"start": 0.4}),
+    ("repo_r", {"zeta": 0.05}),
+    ("bapo", {}),
 ]
 
 # What a method cannot be made without.
@@ -53,6 +64,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "entropy_bonus": {"beta": 0.1},
     "clip_lower": {"clip_low": 0.1},
     "dr_grpo": {"constant_length": 8},
+    "entrocraft": {"total_steps": 100},
 }
 
 
@@ -113,6 +125,13 @@ def loss_and_grad(batch: TokenBatch, stats: TokenStats, plan: TokenPlan) -> tupl
     loss = policy_loss(replace(stats, logp=leaf), batch, plan).loss
     (grad,) = torch.autograd.grad(loss, leaf)
     return loss.item(), grad
+
+
+def differs_from(base: str, plan: TokenPlan, batch: TokenBatch, stats: TokenStats) -> Tensor:
+    """Where the gradient of a plan is not that of the method `base`, both as a token mean."""
+    _, grad = loss_and_grad(batch, stats, replace(plan, normaliser="token_mean"))
+    _, plain = loss_and_grad(batch, stats, make_method(base).plan(batch, stats))
+    return (grad - plain).abs() > 1e-14
 
 
 def assert_same_plan(found: TokenPlan, expected: TokenPlan) -> None:

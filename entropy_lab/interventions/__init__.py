@@ -6,6 +6,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from entropy_lab.errors import ConfigError, nearest
+from entropy_lab.interventions.adaptive_entropy import AdaptiveEntropy
+from entropy_lab.interventions.bapo import Bapo
 from entropy_lab.interventions.base import Clipped, Intervention, Method, plan_step
 from entropy_lab.interventions.ce_gppo import CeGppo
 from entropy_lab.interventions.cispo import Cispo
@@ -15,8 +17,12 @@ from entropy_lab.interventions.clip_lower import ClipLower
 from entropy_lab.interventions.dppo_kl import DppoKl
 from entropy_lab.interventions.dppo_tv import DppoTv
 from entropy_lab.interventions.dr_grpo import DrGrpo
+from entropy_lab.interventions.entrocraft import Entrocraft
 from entropy_lab.interventions.entropy_advantage import EntropyAdvantage
 from entropy_lab.interventions.entropy_bonus import EntropyBonus
+from entropy_lab.interventions.entropy_disc_batch import EntropyDiscBatch
+from entropy_lab.interventions.entropy_disc_vocab import EntropyDiscVocab
+from entropy_lab.interventions.entropy_pi import EntropyPi
 from entropy_lab.interventions.entropy_target import EntropyTarget
 from entropy_lab.interventions.erc import Erc
 from entropy_lab.interventions.fork_tokens import ForkTokens
@@ -25,9 +31,12 @@ from entropy_lab.interventions.gspo import Gspo
 from entropy_lab.interventions.influence_steer import InfluenceSteer
 from entropy_lab.interventions.kl_cov import KlCov
 from entropy_lab.interventions.opo import Opo
+from entropy_lab.interventions.pos_adv_reweight import PosAdvReweight
 from entropy_lab.interventions.qae import Qae
 from entropy_lab.interventions.quadrant import Quadrant
+from entropy_lab.interventions.repo_r import RepoR
 from entropy_lab.interventions.rloo import Rloo
+from entropy_lab.interventions.stare import Stare
 from entropy_lab.interventions.steer import Steer
 from entropy_lab.interventions.unlikeliness import Unlikeliness
 from entropy_lab.interventions.w_reinforce import WReinforce
@@ -55,6 +64,15 @@ INTERVENTIONS: dict[str, type[Method]] = {
     "dppo_kl": DppoKl,
     "gspo": Gspo,
     "quadrant": Quadrant,
+    "adaptive_entropy": AdaptiveEntropy,
+    "entropy_disc_batch": EntropyDiscBatch,
+    "entropy_disc_vocab": EntropyDiscVocab,
+    "stare": Stare,
+    "entropy_pi": EntropyPi,
+    "entrocraft": Entrocraft,
+    "pos_adv_reweight": PosAdvReweight,
+    "repo_r": RepoR,
+    "bapo": Bapo,
     "influence_steer": InfluenceSteer,
     "entropy_target": EntropyTarget,
 }

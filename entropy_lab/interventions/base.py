@@ -28,33 +28,51 @@ from entropy_lab.types import Normaliser, TokenBatch, TokenPlan, TokenStats
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+# A method's memory: flat, what JSON can hold, a value that nobody mutates.
+State = dict[str, float]
 Scope = Literal["minibatch", "microbatch"]
+# For methods whose statistics may also span a whole rollout.
+RolloutScope = Literal["rollout", "minibatch", "microbatch"]
 _P = TypeVar("_P", TokenPlan, TokenShare)
 
 
 class Intervention(Protocol):
-    """A method: what it reads, its advantages, and what it does to each token of a step.
+    """A method: what it reads, its advantages, what it does to each token, and what it remembers.
 
-    `needs` names the TokenStats fields (and "old_entropy" of the batch) that `plan` reads; where
-    it is empty, `plan` takes stats=None. A method with batch statistics has a field `scope`:
-    "minibatch" (the whole optimizer step) or "microbatch". `state` is the method's own memory of
-    earlier steps, which its caller keeps.
+    `needs` names the TokenStats fields (and "old_entropy" of the batch) that `plan`,
+    `begin_rollout` or `end_step` read; where it is empty, all three take stats=None. A method with
+    batch statistics has a field `scope`: "minibatch" (the whole optimizer step), "microbatch", or
+    "rollout", whose thresholds `begin_rollout` leaves in the state. The state is the method's
+    memory, which its caller keeps::
+
+        state = method.initial_state()
+        each rollout:   state = method.begin_rollout(whole rollout, its stats, state)
+            each step:  plan_step(method, batches, stats, state); the optimizer's step;
+                        state = method.end_step(whole step, its stats before the step, state)
     """
 
     @property
     def needs(self) -> frozenset[str]: ...
 
+    def initial_state(self) -> State: ...
+
     def advantages(self, batch: TokenBatch) -> Float[Tensor, "B T"]: ...
 
-    def plan(self, batch: TokenBatch, stats: TokenStats | None, state: Any = None) -> TokenPlan: ...
+    def begin_rollout(self, batch: TokenBatch, stats: TokenStats | None, state: State) -> State: ...
+
+    def plan(
+        self, batch: TokenBatch, stats: TokenStats | None, state: State | None = None
+    ) -> TokenPlan: ...
+
+    def end_step(self, batch: TokenBatch, stats: TokenStats | None, state: State) -> State: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """Fields of every method: how the loss is averaged, and the group-relative advantage.
 
-    normaliser, constant_length: as in TokenPlan. Raises ConfigError for a wrong type or value.
-    unconfirmed: what of a method its primary source could not confirm; empty where all is.
+    normaliser, constant_length: as in TokenPlan. unconfirmed: what of its constants could not be
+    confirmed. Raises ConfigError for a wrong type or value.
     """
 
     name: ClassVar[str]
@@ -79,6 +97,10 @@ class Method:
     def needs(self) -> frozenset[str]:
         return frozenset()
 
+    def initial_state(self) -> State:
+        """The memory before the first rollout; nothing, for most methods."""
+        return {}
+
     def advantages(self, batch: TokenBatch) -> Float[Tensor, "B T"]:
         """A = (R - mean)/(std + 1e-6) within the group, std with n-1; (B, T), 0 outside the mask.
 
@@ -87,9 +109,41 @@ class Method:
         reward, group = self._read(batch, "reward", "group")
         return self._per_token(batch, group_relative(reward, group))
 
-    def plan(self, batch: TokenBatch, stats: TokenStats | None, state: Any = None) -> TokenPlan:
-        """Every token treated alike, by the fields of the method."""
+    def begin_rollout(self, batch: TokenBatch, stats: TokenStats | None, state: State) -> State:
+        """The memory with which the steps of a rollout are planned; a new value, or `state`.
+
+        batch, stats: (B, T), all minibatches of the rollout and their statistics at the policy
+        that generated it. Raises ValueError where stats are needed and None.
+        """
+        return state
+
+    def plan(
+        self, batch: TokenBatch, stats: TokenStats | None, state: State | None = None
+    ) -> TokenPlan:
+        """Every token treated alike, by the fields of the method.
+
+        Methods with a memory take state=None as the start of a run whose rollout is `batch`.
+        """
         return self._plan()
+
+    def end_step(self, batch: TokenBatch, stats: TokenStats | None, state: State) -> State:
+        """The memory after an optimizer step; here controllers move. A new value, or `state`.
+
+        batch, stats: (B, T), the step's minibatch and its statistics just before the step. Raises
+        ValueError where stats are needed and None.
+        """
+        return state
+
+    def _started(self, batch: TokenBatch, stats: TokenStats | None, state: State | None) -> State:
+        return self.begin_rollout(batch, stats, self.initial_state()) if state is None else state
+
+    def _recall(self, state: State, key: str) -> float:
+        if key not in state:
+            raise ValueError(
+                f"{self.name}.plan reads state[{key!r}], but the state holds "
+                f"{', '.join(state) or 'nothing'}: pass what begin_rollout returned"
+            )
+        return state[key]
 
     def _plan(self, **changes: Any) -> TokenPlan:
         return TokenPlan(
@@ -109,11 +163,11 @@ class Method:
         """The advantage (B,) of each response on all of its tokens: (B, T), 0 outside the mask."""
         return torch.where(batch.mask, advantage.to(batch.old_logp.dtype)[:, None], 0.0)
 
-    def _stats(self, stats: TokenStats | None) -> TokenStats:
+    def _stats(self, stats: TokenStats | None, hook: str = "plan") -> TokenStats:
         if stats is None:
             raise ValueError(
-                f"{self.name}.plan reads {', '.join(sorted(self.needs))} but got stats=None: pass "
-                "the TokenStats of a no-grad pass over the same batch"
+                f"{self.name}.{hook} reads {', '.join(sorted(self.needs))} but got stats=None: "
+                "pass the TokenStats of a no-grad pass over the same batch"
             )
         return stats.detach()
 
@@ -172,13 +226,14 @@ def plan_step(
     method: Intervention,
     batches: list[TokenBatch],
     stats: list[TokenStats] | None,
-    state: Any = None,
+    state: State | None = None,
 ) -> list[tuple[TokenPlan, TokenShare]]:
     """The plan and the token shares of every micro-batch of one optimizer step.
 
     batches, stats: the step's micro-batches (B_i, T_i), stats None where method.needs is empty.
-    A method of scope "minibatch" plans all of them at once, of scope "microbatch" each alone; the
-    shares (B_i, T_i), from `token_share`, belong to the whole step either way. Raises
+    A method of scope "microbatch" plans each of them alone, any other all at once; the shares
+    (B_i, T_i), from `token_share`, belong to the whole step either way. state: what
+    method.begin_rollout returned, or end_step since; None as in `Method.plan`. Raises
     ValueError where the lists are empty or differ in length, and whatever token_share raises.
     """
     if not batches or (stats is not None and len(stats) != len(batches)):

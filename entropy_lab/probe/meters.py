@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 
 from entropy_lab.probe.precision import Precision, Setting, watched_autocast
 from entropy_lab.probe.scorer import Score, Scorer
+from entropy_lab.types import TokenStats
 
 
 class Meters:
@@ -32,16 +31,15 @@ class Meters:
         self._settle(None)
         self._settled = False
 
-    @contextmanager
-    def loss_forward(self) -> Iterator[Any]:
-        """Around a loss forward, the first of which settles how the run is measured."""
+    def forward(self, inputs: Any) -> TokenStats:
+        """A loss forward, the first of which settles how the run is measured."""
         if self._settled:
-            yield
-            return
+            return self._score(inputs)
         with watched_autocast(next(self._model.parameters()).device.type) as seen:
-            yield
+            stats = self._score(inputs)
         self._settle(seen[-1] if seen else None)
         self._settled = True
+        return stats
 
     def _settle(self, autocast: torch.dtype | None) -> None:
         found = self._setting.resolve(self._model, autocast)

@@ -142,13 +142,15 @@ class Probe:
         """No-grad passes as the loss forward runs, shared with the probe's own."""
         return self.meters.training
 
-    def record(self, inputs: Any, batch: TokenBatch) -> TokenStats:
-        """The loss forward of one micro-batch: score(inputs), its gradients under watch."""
+    def record(
+        self, inputs: Any, batch: TokenBatch, stats: TokenStats | None = None
+    ) -> TokenStats:
+        """The loss forward of one micro-batch: score(inputs), its gradients under watch; `stats`
+        is that forward where `meters.forward(inputs)` has made it already."""
         if self._closed:
             raise RuntimeError("probe.record after probe.close: the log has ended")
         self.commit()
-        with self.meters.loss_forward():
-            stats = self.scorer.score(inputs)
+        stats = stats or self.meters.forward(inputs)
         first = sum(len(r.batch.mask) for r in self.window.records)
         self.window.add(inputs, numbered(batch, (self.step << 32) + first), stats)
         return stats
@@ -182,7 +184,7 @@ class Probe:
 
     def note(self, **scalars: float | int | str | bool) -> None:
         """Values for the coming row of steps: kappa, grad_norm, rollout, method_*."""
-        self._notes.update(scalars)
+        self._notes |= scalars
 
     def samples(self, columns: dict[str, Any]) -> None:
         """Rows of the samples table (prompt and response text, rewards)."""
@@ -277,13 +279,12 @@ class Probe:
         write_token_rows(m, self.window, predicted, self.writer)
         if self.write_samples:
             self._write_samples()
-        source = self._held_out_source if m.held else "fixed" if m.watch else ""
-        facts = {"measured_in": self.meters.dtype, "policy": self.meters.policy}
-        row = {**m.summary(self.window, predicted), "heldout_source": source, **facts}
-        row |= self._notes
+        row = m.summary(self.window, predicted)
+        row["heldout_source"] = self._held_out_source if m.held else "fixed" if m.watch else ""
+        row |= {"measured_in": self.meters.dtype, "policy": self.meters.policy, **self._notes}
         self.writer.step(row)
         self.last_row = row
-        self._metrics = {key: row[key] for key in STEP_METRICS if key in row}
+        self._metrics = {k: v for k, v in row.items() if k in STEP_METRICS or "method_" == k[:7]}
         self.window.close()
         self.window, self._measurement = Window(), None
         self._held_out, self._notes = [], {}

@@ -114,13 +114,14 @@ def _gradient(scorer: Scorer, outputs: Any, pulls: Any = None) -> Named:
 
 
 def take_influence(
-    method: ClipHigher, ahead: Provisional, state: Mapping[str, float]
+    method: Method, ahead: Provisional, state: Mapping[str, float]
 ) -> tuple[list[TokenBatch], dict[str, float]]:
     """What a method that needs influence_marginal is given: the batches with it, and its state.
 
     It is measured where every weight is 1. A method with a `solve` chooses its dose as well: its
     gradient is linear in the dose, so predicting the change at any of them takes no pass.
     """
+    assert isinstance(method, ClipHigher)
     g, c, e = ahead.gradient(without_influence(method), None)
     marginal = ahead.marginal(g, c, e)
     pairs = zip(ahead.batches, marginal, strict=True)

@@ -3,81 +3,27 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from entropy_lab.errors import RunError
-from entropy_lab.interventions import Method, make_method, plan_step
+from entropy_lab.interventions import plan_step
+from entropy_lab.interventions.base import State
 from entropy_lab.loss import policy_loss
-from entropy_lab.probe import Probe
+from entropy_lab.probe.provisional import Provisional, take_influence
 from entropy_lab.train.alarm import CollapseAlarm
-from entropy_lab.train.checkpoint import load_checkpoint, save_checkpoint
+from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
-from entropy_lab.train.gather import (
-    Scored,
-    make_micros,
-    pack,
-    sample_rows,
-    score_responses,
-    unpack,
-)
+from entropy_lab.train.gather import pack, sample_rows, unpack
 from entropy_lab.train.interrupt import stop_request
-from entropy_lab.train.model import load_model
-from entropy_lab.train.policy import Micro, make_score
+from entropy_lab.train.parts import Parts, build
+from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
-from entropy_lab.train.rollout import ENGINES, RolloutEngine
-from entropy_lab.train.tasks import Task, make_task
-from entropy_lab.types import TokenBatch
-
-
-@dataclass
-class Parts:
-    """What a run is made of, built once from its settings."""
-
-    config: Config
-    task: Task
-    method: Method
-    model: nn.Module
-    tokenizer: Any
-    params: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    engine: RolloutEngine
-    probe: Probe
-
-    def sample(self, prompts: int, name: str, number: int) -> Scored:
-        """Responses to fresh problems with their rewards: a function of weights and seed."""
-        config = self.config
-        rng = random.Random(f"{config.run.seed} {name} problems {number}")
-        problems = self.task.problems(prompts, rng)
-        responses = self.engine.generate(
-            self.model,
-            [self.tokenizer.encode(p.prompt) for p in problems],
-            n=config.rollout.group_size,
-            max_tokens=config.rollout.max_tokens,
-            temperature=config.rollout.temperature,
-            seed=sampling_seed(config.run.seed, name, number),
-        )
-        return score_responses(responses, problems, self.task, self.tokenizer)
-
-    def micros(self, scored: Scored, rollout: int, minibatches: int) -> list[list[Micro]]:
-        """The responses as minibatches of micro-batches, with advantages and old_logp."""
-        return make_micros(
-            scored,
-            self.probe.scorer,
-            self.method,
-            rollout=rollout,
-            seed=self.config.run.seed,
-            step=self.probe.step,
-            size=self.config.train.micro_batch,
-            minibatches=minibatches,
-        )
+from entropy_lab.types import TokenBatch, TokenStats
 
 
 def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Progress) -> bool:
@@ -90,6 +36,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     parts, state, tensors = build(config, run_dir, checkpoint, progress)
     probe, minibatches = parts.probe, config.train.minibatches
     alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
+    memory: State = state.get("method", parts.method.initial_state())
     with probe, stop_request() as stop:
         tensors = fix_probe_set(parts, tensors)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
@@ -98,10 +45,11 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             time_rollout = time.perf_counter() - started
             steps = parts.micros(scored, rollout, minibatches)
             probe.samples(sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step))
+            memory = begin_rollout(parts, steps, memory)
             for age, micros in enumerate(steps):
                 begun = time.perf_counter()
                 later = steps[age + 1] if age + 1 < minibatches else []
-                update(parts, micros, later, rollout)
+                memory = update(parts, micros, later, rollout, memory)
                 now = time.perf_counter()
                 metrics = probe.commit(
                     **response_means(micros),
@@ -116,7 +64,8 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             every = config.train.checkpoint_every
             if last or stop or (every and (rollout + 1) % every == 0):
                 probe.flush()
-                state = {"step": probe.step, "rollout": rollout + 1, "alarm": alarm.to_dict()}
+                state = {"step": probe.step, "rollout": rollout + 1}
+                state |= {"alarm": alarm.to_dict(), "method": memory}
                 keep = config.train.keep_checkpoints
                 save_checkpoint(
                     run_dir, probe.step, parts.model, parts.optimizer, state, tensors, keep
@@ -127,16 +76,29 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     return True
 
 
-def update(parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: int) -> None:
-    """One optimizer step on a minibatch, measured: plan, loss, backward, clip, step."""
+def begin_rollout(parts: Parts, steps: list[list[Micro]], memory: State) -> State:
+    """What the method remembers for the steps of a rollout, whose minibatches are all here."""
+    micros = [m for part in steps for m in part]
+    return parts.method.begin_rollout(*gathered(micros, known_stats(parts, micros)), memory)
+
+
+def update(
+    parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: int, memory: State
+) -> State:
+    """One optimizer step on a minibatch, measured: plan, loss, backward, clip, step.
+
+    memory: the method's, for this step; returns the one after it.
+    """
     config, probe, method = parts.config, parts.probe, parts.method
-    batches = [m.batch for m in micros]
-    # The no-grad pass that a method's batch statistics come from; the probe shares it.
-    stats = [probe.scorer.measure(m.inputs) for m in micros] if method.needs else None
-    plans = plan_step(method, batches, stats)
-    for micro, (plan, share) in zip(micros, plans, strict=True):
-        forward = probe.record(micro.inputs, micro.batch)
-        out = policy_loss(forward, micro.batch, plan, share)
+    set_lr(parts.optimizer, config, probe.step)
+    stats, batches = known_stats(parts, micros), [m.batch for m in micros]
+    forwards: list[TokenStats | None] = [None] * len(micros)
+    if "influence_marginal" in method.needs:
+        forwards, batches, memory = look_ahead(parts, micros, memory)
+    plans = plan_step(method, batches, stats, memory)
+    for micro, batch, known, (plan, share) in zip(micros, batches, forwards, plans, strict=True):
+        forward = probe.record(micro.inputs, batch, known)
+        out = policy_loss(forward, batch, plan, share)
         probe.annotate(weight=plan.weight, flags=out.flags)
         out.loss.backward()
     grad_norm, kappa = clip(parts.params, config.optimizer.clip_norm)
@@ -145,30 +107,43 @@ def update(parts: Parts, micros: list[Micro], held_out: list[Micro], rollout: in
             f"training diverged: the gradient norm of step {probe.step} is {grad_norm}; lower "
             f"optimizer.lr (now {config.optimizer.lr}) and start anew"
         )
-    set_lr(parts.optimizer, config, probe.step)
-    probe.note(rollout=rollout, grad_norm=grad_norm, kappa=kappa, **method_scalars(plans))
+    probe.note(rollout=rollout, grad_norm=grad_norm, kappa=kappa)
+    probe.note(**method_scalars(plans, memory))
     if config.probe.held_out and held_out:
         probe.hold_out([m.pair() for m in held_out], "next_minibatch")
     parts.optimizer.step()
     parts.optimizer.zero_grad()
+    return method.end_step(*gathered(micros, stats), memory)
 
 
-def build(
-    config: Config, run_dir: Path, checkpoint: Path | None, progress: Progress
-) -> tuple[Parts, dict[str, Any], dict[str, Tensor]]:
-    """The parts of a run, with the state and tensors of `checkpoint` where there is one."""
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    task = make_task(config.task.name, **config.task.params)
-    method = make_method(config.method.name, **config.method.params)
-    model, tokenizer = load_model(config, progress.warmup)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config, params)
-    state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
-    probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
-    engine = ENGINES[config.rollout.engine]()
-    parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
-    return parts, state, tensors
+def look_ahead(
+    parts: Parts, micros: list[Micro], memory: State
+) -> tuple[list[TokenStats | None], list[TokenBatch], State]:
+    """The loss forwards, the batches with influence_marginal, and the method's memory with it.
+
+    All graphs of the step are kept until its backward: the price of knowing it beforehand.
+    """
+    meters, clip_norm = parts.probe.meters, parts.config.optimizer.clip_norm
+    forwards = [meters.forward(m.inputs) for m in micros]
+    inputs, batches = [m.inputs for m in micros], [m.batch for m in micros]
+    ahead = Provisional.begin(meters.deep, parts.optimizer, clip_norm, inputs, batches, forwards)
+    batches, memory = take_influence(parts.method, ahead, memory)
+    return list(forwards), batches, memory
+
+
+def known_stats(parts: Parts, micros: list[Micro]) -> list[TokenStats] | None:
+    """The no-grad pass at the present weights that a method reads; the probe shares it."""
+    if not parts.method.needs - {"influence_marginal"}:
+        return None
+    return [parts.probe.scorer.measure(m.inputs) for m in micros]
+
+
+def gathered(
+    micros: list[Micro], stats: list[TokenStats] | None
+) -> tuple[TokenBatch, TokenStats | None]:
+    """Micro-batches and their statistics, each as one."""
+    whole = TokenBatch.cat([m.batch for m in micros])
+    return whole, None if stats is None else TokenStats.cat(stats)
 
 
 def fix_probe_set(parts: Parts, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -183,47 +158,6 @@ def fix_probe_set(parts: Parts, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     micros = unpack(tensors, "fixed", config.train.micro_batch)
     parts.probe.fix([m.pair() for m in micros], save=fresh)
     return tensors
-
-
-def make_optimizer(config: Config, params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    o = config.optimizer
-    if o.name == "sgd":
-        return torch.optim.SGD(params, lr=o.lr, momentum=o.beta1, weight_decay=o.weight_decay)
-    return torch.optim.AdamW(
-        params, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay
-    )
-
-
-def make_probe(
-    config: Config, run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> Probe:
-    p = config.probe
-    return Probe(
-        model,
-        optimizer,
-        run_dir,
-        make_score(model, config.rollout.temperature, config.model.autocast),
-        every=p.every if p.enabled else 0,
-        fraction=p.fraction,
-        floor_every=p.floor_every,
-        deep_every=p.deep_every,
-        jvp=p.jvp,
-        entropy_of=p.entropy_of,
-        snapshots="cpu" if p.snapshots == "cpu" else None,
-        dtype=p.dtype,
-        policy=p.policy,
-        profile=p.profile,
-        seed=config.run.seed,
-        temperature=config.rollout.temperature,
-        start_step=step,
-        write_samples=False,
-    )
-
-
-def sampling_seed(seed: int, name: str, number: int) -> int:
-    """A seed of its own for every draw, so that a resumed run needs no random state."""
-    words = [seed, number, *name.encode()]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def clip(params: list[nn.Parameter], max_norm: float) -> tuple[float, float]:
@@ -241,16 +175,17 @@ def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int) -> None:
         group["lr"] = o.lr * factor
 
 
-def method_scalars(plans: list[Any]) -> dict[str, float]:
-    """`method_*`: the scalars of the step's plans, averaged over micro-batches."""
+def method_scalars(plans: list[Any], memory: State) -> dict[str, float]:
+    """`method_*`: the memory at the step, and its plans' scalars averaged over micro-batches."""
     scalars = [plan.scalars for plan, _ in plans if plan.scalars]
     keys = scalars[0] if scalars else {}
-    return {f"method_{k}": sum(s[k] for s in scalars) / len(scalars) for k in keys}
+    means = {k: sum(s[k] for s in scalars) / len(scalars) for k in keys}
+    return {f"method_{k}": value for k, value in {**memory, **means}.items()}
 
 
 def response_means(micros: list[Micro]) -> dict[str, float]:
     """Means over the responses of one minibatch."""
-    whole = TokenBatch.cat([m.batch for m in micros])
+    whole, _ = gathered(micros, None)
     assert whole.reward is not None and whole.truncated is not None
     return {
         "reward": float(whole.reward.double().mean()),

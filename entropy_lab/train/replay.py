@@ -22,6 +22,7 @@ from entropy_lab.train.checkpoint import complete_checkpoints, load_checkpoint, 
 from entropy_lab.train.config import Config, config_from_dict
 from entropy_lab.train.gather import advantages, pack, unpack
 from entropy_lab.train.launch import restored
+from entropy_lab.train.parts import Parts, make_optimizer
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.rescore import skeleton
 from entropy_lab.train.rollout import ENGINES
@@ -32,7 +33,7 @@ Told = Callable[[int, int, str], None]
 
 
 def save_replay_point(
-    run_dir: Path, parts: loop.Parts, steps: list[list[Micro]], memory: Mapping, rollout: int
+    run_dir: Path, parts: Parts, steps: list[list[Micro]], memory: Mapping, rollout: int
 ) -> None:
     """Keep the state before a rollout's first step and all of its minibatches.
 
@@ -124,7 +125,7 @@ class _Stage:
     def play(self, point: Path, method: Method, inner: int) -> list[dict[str, Any]]:
         """The steps of one method from one point, as rows."""
         config = self.config
-        optimizer = loop.make_optimizer(config, self.params)
+        optimizer = make_optimizer(config, self.params)
         state, tensors = load_checkpoint(point, self.model, optimizer)
         step = int(point.name.removeprefix("step-"))
         out = create_run(self.scratch / f"{self.count}", {}, seeds={})
@@ -132,7 +133,7 @@ class _Stage:
         own = make_method(config.method.name, **config.method.params) == method
         memory = state["method"] if own else method.initial_state()
         with self._probe(optimizer, out, step) as probe:
-            parts = loop.Parts(
+            parts = Parts(
                 config=config,
                 task=make_task(config.task.name, **config.task.params),
                 method=method,
