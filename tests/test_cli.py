@@ -52,7 +52,7 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     folder = str(run / "analysis")
     result = RUNNER.invoke(cli.app, ["plot", "all", "--from", folder, "--out", str(tmp_path)])
     assert result.exit_code == 0
-    assert len(list(tmp_path.glob("*.pdf"))) == 4
+    assert len(list(tmp_path.glob("*.pdf"))) == 5
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,42 @@ def test_a_dose_is_found_and_the_step_then_does_what_was_predicted() -> None:
     look = probe.provisional()
     base, _, _ = look.gradient(make_method("clip_higher"), None)
     target = 0.6 * look.change(base)
-    method = make_method("entropy_target", target=target)
+    method = make_method("entropy_target", target=target, curvature="ignored")
     weighed, state = take_influence(method, look, {})
     assert state["feasible"] == 1 and state["predicted"] == pytest.approx(target, rel=5e-2)
     assert min(state["at_0"], state["at_max"]) < target < max(state["at_0"], state["at_max"])
     micros = [(rows, b) for (rows, _), b in zip(probe.micros, weighed, strict=True)]
     probe.pull(micros, method, state)
     assert dot(look.G, probe.move()) == pytest.approx(state["predicted"], rel=1e-9)
+
+
+def test_curvature_is_measured_where_the_step_would_end() -> None:
+    ahead = Ahead()
+    look = ahead.provisional()
+    mask = [b.mask for _, b in ahead.micros]
+    base, _, _ = look.gradient(make_method("clip_higher"), None)
+    target = 0.7 * look.change(base)
+    realised = {}
+    for curvature in ("ignored", "measured"):
+        ahead = Ahead()
+        method = make_method("entropy_target", target=target, curvature=curvature, trials=6)
+        weighed, state = take_influence(method, ahead.provisional(), {})
+        micros = [(rows, b) for (rows, _), b in zip(ahead.micros, weighed, strict=True)]
+
+        def mean(model=ahead.model, micros=micros) -> float:
+            with torch.no_grad():
+                ends = [score_of(model)(rows).entropy for rows, _ in micros]
+            parts = [h[m] for h, m in zip(ends, mask, strict=True)]
+            return float(torch.cat(parts).mean())
+
+        start = mean()
+        ahead.pull(micros, method, state)
+        ahead.move()
+        realised[curvature] = mean() - start
+        if curvature == "measured":
+            assert state["predicted"] == pytest.approx(target, rel=1e-2)
+    off = {k: abs(v - target) for k, v in realised.items()}
+    assert off["measured"] < 0.2 * off["ignored"]
 
 
 def test_a_target_out_of_reach_takes_the_nearest_end() -> None:
@@ -199,6 +228,7 @@ def test_a_log_of_tokens_is_not_enough(name: str) -> None:
         ({"target": float("nan")}, "target = nan is not valid: set a finite change in nats"),
         ({"lambda_max": 0.0}, "lambda_max = 0.0 is not valid: set a finite weight > 0"),
         ({"trials": 0}, "trials = 0 is not valid: set at least 1"),
+        ({"aim": "eventual", "curvature": "measured"}, "set ignored with aim 'eventual'"),
         ({"aim": "later"}, "aim = 'later' is not valid: set one of step, eventual"),
     ],
 )

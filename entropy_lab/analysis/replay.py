@@ -99,14 +99,14 @@ def lines(table: pd.DataFrame) -> list[str]:
     out.append(f"{'method':<{width}}  {'dH train':>32}  {'dH held-out':>32}  {'KL':>8}  touched")
     for name in names:
         cells = table[table["method"] == name].set_index("metric")
-        shown = [_difference(cells.loc[m]) if m in cells.index else "-" for m in _ADDED[:2]]
+        shown = [_difference(cells.loc[m], name == baseline) for m in _ADDED[:2]]
         kl = cells.loc["kl", "mean"] if "kl" in cells.index else float("nan")
         touched = cells.loc["touched_share", "mean"] if "touched_share" in cells.index else np.nan
         out.append(f"{name:<{width}}  {shown[0]:>32}  {shown[1]:>32}  {kl:>8.1e}  {touched:>7.1%}")
     return out
 
 
-def _difference(row: pd.Series) -> str:
-    if row["difference"] == 0 and row["difference_lo"] == 0 == row["difference_hi"]:
-        return "0"
+def _difference(row: pd.Series, is_baseline: bool) -> str:
+    if is_baseline:
+        return f"{row['mean']:+.2e} itself"
     return f"{row['difference']:+.2e} [{row['difference_lo']:+.1e}, {row['difference_hi']:+.1e}]"

@@ -22,8 +22,10 @@ class EntropyTarget(ClipHigher):
     the optimizer is about to take (preconditioning, momentum, decay and clipping included) equals
     `target`, nats; the nearest end of the interval where the target is out of reach. aim
     "eventual": what the step's own gradient will have done once momentum has passed it on,
-    influence / (1 - beta1), plus the decay. The clip is Clip-Higher's. Raises ConfigError for
-    values outside their range.
+    influence / (1 - beta1), plus the decay (with curvature "ignored"). The search takes no pass;
+    curvature "measured" spends one forward, on the weights that the step would reach, and takes
+    what first order misses there off the target.
+    The clip is Clip-Higher's. Raises ConfigError for values outside their range.
     """
 
     name: ClassVar[str] = "entropy_target"
@@ -33,12 +35,18 @@ class EntropyTarget(ClipHigher):
     lambda_max: float = 2.0
     trials: int = 3
     aim: Literal["step", "eventual"] = "step"
+    curvature: Literal["ignored", "measured"] = "measured"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("target", math.isfinite(self.target), "a finite change in nats, e.g. -1e-3")
         self._check("lambda_max", 0 < self.lambda_max < math.inf, "a finite weight > 0, e.g. 2")
         self._check("trials", self.trials >= 1, "at least 1, e.g. 3")
+        self._check(
+            "curvature",
+            self.curvature == "ignored" or self.aim == "step",
+            "ignored with aim 'eventual': only the step at hand can be measured",
+        )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -51,12 +59,23 @@ class EntropyTarget(ClipHigher):
         weight = torch.ones_like(batch.old_logp).masked_fill(lowers, dose)
         return self._plan(weight=weight, selected=lowers & batch.mask, scalars=dict(state or {}))
 
-    def solve(self, predicted: Callable[[float], float]) -> dict[str, float]:
+    def solve(
+        self, predicted: Callable[[float], float], measured: Callable[[float], float] | None = None
+    ) -> dict[str, float]:
         """dose with predicted(dose) = target, by at most `trials` secant steps.
 
-        They start from whichever of [0, 1] and [1, lambda_max] the target lies in. Returns dose,
-        predicted, at_0, at_1 and at_max (the values there), feasible (1 or 0).
+        They start from whichever of [0, 1] and [1, lambda_max] the target lies in. measured: the
+        change of mean entropy that a dose really brings, asked for once where `curvature` says so.
+        Returns dose, predicted, at_0, at_1 and at_max (the values there), feasible (1 or 0).
         """
+        found = self._solve(predicted)
+        if self.curvature == "ignored" or measured is None:
+            return found
+        missed = measured(found["dose"]) - found["predicted"]
+        found = self._solve(lambda dose: predicted(dose) + missed)
+        return {**found, "missed": missed}
+
+    def _solve(self, predicted: Callable[[float], float]) -> dict[str, float]:
         doses = sorted({0.0, min(1.0, self.lambda_max), self.lambda_max})
         values = [predicted(dose) for dose in doses]
         found = {"at_0": values[0], "at_1": values[1], "at_max": values[-1]}

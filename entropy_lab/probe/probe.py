@@ -93,10 +93,8 @@ class Probe:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
         if min(every, floor_every, deep_every) < 0:
-            raise ValueError(
-                "every, floor_every and deep_every must be >= 0, got "
-                f"{every}, {floor_every}, {deep_every}"
-            )
+            given = f"{every}, {floor_every}, {deep_every}"
+            raise ValueError(f"every, floor_every and deep_every must be >= 0, got {given}")
         if deep_every:
             check_supported(optimizer)
         setting = Setting(dtype, policy)
@@ -284,7 +282,8 @@ class Probe:
         row |= {"measured_in": self.meters.dtype, "policy": self.meters.policy, **self._notes}
         self.writer.step(row)
         self.last_row = row
-        self._metrics = {k: v for k, v in row.items() if k in STEP_METRICS or "method_" == k[:7]}
+        kept = [*STEP_METRICS, *(key for key in row if key.startswith("method_"))]
+        self._metrics = {key: row[key] for key in kept if key in row}
         self.window.close()
         self.window, self._measurement = Window(), None
         self._held_out, self._notes = [], {}

@@ -15,7 +15,7 @@ from entropy_lab.interventions.influence_steer import without_influence
 from entropy_lab.loss import policy_loss
 from entropy_lab.probe.influence import dot, marginal_direction
 from entropy_lab.probe.path import Named, Path
-from entropy_lab.probe.scorer import Scorer
+from entropy_lab.probe.scorer import Scorer, untouched_rng, without_dropout
 from entropy_lab.probe.update import Update, provisional_step
 from entropy_lab.types import TokenBatch, TokenStats
 
@@ -80,6 +80,23 @@ class Provisional:
         update, _ = self.step(g)
         return sum(dot(self.G, part) for part in (update.grad, update.momentum, update.decay))
 
+    def measured_change(self, g: Named) -> float:
+        """Change of the mean entropy of the step's tokens at theta + delta(g), by one forward."""
+        update, _ = self.step(g)
+        scorer, total, count = self.scorer, 0.0, 0
+        values = {
+            n: p.detach() + update.grad[n] + update.momentum[n] + update.decay[n]
+            for n, p in scorer.model.named_parameters()
+            if n in g
+        }
+        for inputs, batch, start in zip(self.inputs, self.batches, self.forwards, strict=True):
+            with torch.no_grad(), untouched_rng(scorer.model), without_dropout(scorer.model):
+                with scorer.precision.applied(scorer.model, values):
+                    end = scorer.score(inputs).entropy
+            total += float((end - start.entropy.detach())[batch.mask].double().sum())
+            count += int(batch.mask.sum())
+        return total / count
+
     def eventual_change(self, g: Named) -> float:
         """What the push of this gradient will have done once momentum has passed it on, nats:
         its part of G . delta times (1 - beta1^k)/(1 - beta1), plus the decay of this step."""
@@ -131,7 +148,10 @@ def take_influence(
     off, _, _ = replace(ahead, batches=batches).gradient(method, {"dose": 0.0})
     change = ahead.change if method.aim == "step" else ahead.eventual_change
 
-    def predicted(dose: float) -> float:
-        return change({n: off[n] + dose * (g[n] - off[n]) for n in g})
+    def mixed(dose: float) -> Named:
+        return {n: off[n] + dose * (g[n] - off[n]) for n in g}
 
-    return batches, {**state, **method.solve(predicted)}
+    chosen = method.solve(
+        lambda dose: change(mixed(dose)), lambda dose: ahead.measured_change(mixed(dose))
+    )
+    return batches, {**state, **chosen}

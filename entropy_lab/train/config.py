@@ -112,6 +112,7 @@ class TrainConfig:
     """Each rollout feeds `minibatches` optimizer steps; micro_batch counts responses.
 
     checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all.
+    replay_every: rollouts between two replay points (0: none), for `audit --replay`.
     """
 
     rollouts: Positive = 60
@@ -119,6 +120,8 @@ class TrainConfig:
     micro_batch: Positive = 64
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
+    replay_every: Count = 0
+    keep_replays: Count = 0
 
 
 @dataclass(frozen=True, config=_STRICT)

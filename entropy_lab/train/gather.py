@@ -86,16 +86,26 @@ def make_micros(
         )
         return Micro(inputs, batch)
 
-    micros = [[micro(rows) for rows in part] for part in plan]
-    whole = TokenBatch.cat([m.batch for part in micros for m in part])
-    advantage = method.advantages(whole)
-    return [
+    return advantages(
+        method,
         [
-            Micro(m.inputs, replace(m.batch, advantage=advantage[rows], age=age, step=step + age))
-            for m, rows in zip(part, plan[age], strict=True)
-        ]
-        for age, part in enumerate(micros)
-    ]
+            [Micro(m.inputs, replace(m.batch, age=age, step=step + age)) for m in map(micro, part)]
+            for age, part in enumerate(plan)
+        ],
+    )
+
+
+def advantages(method: Intervention, steps: list[list[Micro]]) -> list[list[Micro]]:
+    """The minibatches of a rollout with the method's advantages, from all of their responses."""
+    advantage = method.advantages(TokenBatch.cat([m.batch for part in steps for m in part]))
+    first, out = 0, []
+    for part in steps:
+        out.append([])
+        for m in part:
+            rows = slice(first, first + len(m.batch.mask))
+            out[-1].append(Micro(m.inputs, replace(m.batch, advantage=advantage[rows])))
+            first = rows.stop
+    return out
 
 
 def sample_rows(

@@ -23,6 +23,7 @@ from entropy_lab.train.interrupt import stop_request
 from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
+from entropy_lab.train.replay_point import save_replay_point
 from entropy_lab.types import TokenBatch, TokenStats
 
 
@@ -45,6 +46,8 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             time_rollout = time.perf_counter() - started
             steps = parts.micros(scored, rollout, minibatches)
             probe.samples(sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step))
+            if is_every(rollout, config.train.replay_every):
+                save_replay_point(run_dir, parts, steps, memory, rollout)
             memory = begin_rollout(parts, steps, memory)
             for age, micros in enumerate(steps):
                 begun = time.perf_counter()
@@ -61,8 +64,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 started = now
                 progress.step(metrics, probe.step, config.train.rollouts * minibatches)
             last = rollout + 1 == config.train.rollouts
-            every = config.train.checkpoint_every
-            if last or stop or (every and (rollout + 1) % every == 0):
+            if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
                 probe.flush()
                 state = {"step": probe.step, "rollout": rollout + 1}
                 state |= {"alarm": alarm.to_dict(), "method": memory}
@@ -74,6 +76,11 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 probe.close("interrupted")
                 return False
     return True
+
+
+def is_every(count: int, every: int) -> bool:
+    """True at each multiple of `every`; never where it is 0."""
+    return every > 0 and count % every == 0
 
 
 def begin_rollout(parts: Parts, steps: list[list[Micro]], memory: State) -> State:

@@ -18,38 +18,19 @@ from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
 from entropy_lab.record import create_run, load, open_run
 from entropy_lab.train import loop
-from entropy_lab.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config, config_from_dict
-from entropy_lab.train.gather import advantages, pack, unpack
+from entropy_lab.train.gather import advantages, unpack
 from entropy_lab.train.launch import restored
 from entropy_lab.train.parts import Parts, make_optimizer
 from entropy_lab.train.policy import Micro, make_score
+from entropy_lab.train.replay_point import replay_points
 from entropy_lab.train.rescore import skeleton
 from entropy_lab.train.rollout import ENGINES
 from entropy_lab.train.tasks import make_task
 from entropy_lab.types import HELD_OUT
 
 Told = Callable[[int, int, str], None]
-
-
-def save_replay_point(
-    run_dir: Path, parts: Parts, steps: list[list[Micro]], memory: Mapping, rollout: int
-) -> None:
-    """Keep the state before a rollout's first step and all of its minibatches.
-
-    replay/step-NNNNNN is complete or absent. memory: the method's, before it saw the rollout.
-    """
-    tensors = {k: v for i, part in enumerate(steps) for k, v in pack(part, f"age{i}").items()}
-    state = {"rollout": rollout, "minibatches": len(steps), "method": dict(memory)}
-    keep = parts.config.train.keep_replays
-    save_checkpoint(
-        run_dir, parts.probe.step, parts.model, parts.optimizer, state, tensors, keep, "replay"
-    )
-
-
-def replay_points(run_dir: Path | str) -> list[Path]:
-    """The complete replay points of a run, by step."""
-    return complete_checkpoints(run_dir, "replay")
 
 
 @dataclass(frozen=True)

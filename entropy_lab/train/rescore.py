@@ -44,7 +44,7 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     if not set(Config().to_dict()) <= set(settings):
         raise RunError(f"{run_dir} is not a run of the bundled trainer")
     config = config_from_dict(settings, "run.json")
-    model, tokenizer = _skeleton(config)
+    model, tokenizer = skeleton(config)
     load_checkpoint(path, model)
     stats = make_score(model, config.rollout.temperature, config.model.autocast)
 
@@ -71,7 +71,7 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     )
 
 
-def _skeleton(config: Config) -> tuple[Any, Any]:
+def skeleton(config: Config) -> tuple[Any, Any]:
     """The model to load weights into; the one made here needs no warm-up for that."""
     if config.model.path:
         return load_model(config)
