@@ -20,6 +20,7 @@ from entropy_lab.analysis.statistics import (
     ranks,
     slope_through_origin,
     spearman,
+    top_rows,
     without,
 )
 
@@ -91,6 +92,14 @@ def test_tail_quantile_is_numpys_quantile(rows: int, q: float) -> None:
     for block in np.array_split(values, 7):
         tail.add(block)
     assert tail.value() == pytest.approx(np.quantile(values, q), abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=60))
+def test_top_rows_are_the_first_of_a_stable_sort(values: list[int]) -> None:
+    array = np.array(values, dtype=np.float32)
+    expected = np.argsort(-np.abs(array), kind="stable")[: max(1, len(array) // 4)]
+    assert sorted(np.flatnonzero(top_rows(array, 0.25))) == sorted(expected)
 
 
 def test_edges_are_quantiles_and_a_value_that_fills_a_bin_stands_alone() -> None:

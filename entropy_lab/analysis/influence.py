@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from entropy_lab.analysis.bootstrap import Draws, draw, unit
 from entropy_lab.analysis.deep import DeepRows
 from entropy_lab.analysis.reduce import MIN_ROWS
-from entropy_lab.analysis.statistics import pearson, ranks, ratio, stacked
+from entropy_lab.analysis.statistics import pearson, ranks, ratio, stacked, top_rows
 from entropy_lab.analysis.tables import (
     PREDICTOR_PREFIX,
     TARGETS,
@@ -72,12 +72,12 @@ class InfluenceSums:
         scores |= {("push-free", name): x for name, x in free.items()}
         scores = {key: x for key, x in scores.items() if np.isfinite(x).all()}
         ranked = {key: ranks(x) for key, x in scores.items()}
-        tops = {key: _top(x) for key, x in scores.items()}
+        tops = {key: top_rows(x, TOP) for key, x in scores.items()}
         for target in TARGETS:
             y = step.columns.get(target, np.full(1, np.nan))
             if not np.isfinite(y).all():
                 continue
-            order, best = ranks(y), _top(y)
+            order, best = ranks(y), top_rows(y, TOP)
             for (kind, name), x in scores.items():
                 key = kind, name
                 shares = [tops[key] * np.abs(y), best * np.abs(y), np.abs(y)]
@@ -102,13 +102,6 @@ class InfluenceSums:
                     common |= {"n": self.rows[place], "steps": len(sums)}
                     rows.append({**common, **row, "unit": unit(len(sums), grouped)})
         return frame("influence", rows)
-
-
-def _top(x: Array) -> NDArray[np.bool_]:
-    """The TOP share of rows by |x|, at least one; ties go to the earlier rows."""
-    out = np.zeros(len(x), bool)
-    out[np.argsort(-np.abs(x), kind="stable")[: max(1, int(TOP * len(x)))]] = True
-    return out
 
 
 def _measures(sums: Array, draws: Draws) -> dict[str, float]:

@@ -9,8 +9,15 @@ from numpy.typing import NDArray
 
 from entropy_lab.analysis.bins import CUTS
 from entropy_lab.analysis.rows import BASE, CODES, FORM, StepRows
-from entropy_lab.analysis.statistics import DistinctCount, bins_of, centred, spearman, without
-from entropy_lab.analysis.tables import TRIM
+from entropy_lab.analysis.statistics import (
+    DistinctCount,
+    bins_of,
+    centred,
+    spearman,
+    top_rows,
+    without,
+)
+from entropy_lab.analysis.tables import TOP, TRIM
 
 Array = NDArray[np.float64]
 
@@ -25,10 +32,12 @@ class Side:
     absent). cuts[kind][s] (groups, bins, columns): the same by the bins of each kind of CUTS.
     calibration[predictor][s] (groups, bins, 4): n, w, wx, wy by the bins that edges[predictor]
     part. cuts and calibration: of training rows alone, steps from `first` on.
-    trimmed[s], trimmed_within[s] (correlated strata, predictors, 6): PAIR_SUMS of the rows up to
-    the step's TRIM quantile of |dH|, and the same of deviations from group means. srcc[s] (strata,
-    predictors). tail (strata, predictors, 6): PAIR_SUMS beyond the run's TRIM quantile, steps
-    from `first` on. kept: (code, y, x...) of evenly spaced rows.
+    tops[s] (groups, predictors + 2), steps from `first` on: w |dH| in the TOP share of the step's
+    rows by |prediction|, in that by |dH|, in all rows. trimmed[s], trimmed_within[s] (correlated
+    strata, predictors, 6): PAIR_SUMS of the rows up to the step's TRIM quantile of |dH|, and the
+    same of deviations from group means. srcc[s] (strata, predictors). tail (strata, predictors,
+    6): PAIR_SUMS beyond the run's TRIM quantile, steps from `first` on. kept: (code, y, x...) of
+    evenly spaced rows.
     """
 
     strata: tuple[str, ...]
@@ -43,6 +52,7 @@ class Side:
     trimmed_within: list[Array] = field(default_factory=list)
     srcc: list[Array] = field(default_factory=list)
     tail: Array = field(default_factory=lambda: np.zeros(0))
+    tops: list[Array] = field(default_factory=list)
     kept: list[NDArray[np.float32]] = field(default_factory=list)
     kept_code: list[NDArray[np.int64]] = field(default_factory=list)
     states: DistinctCount = field(default_factory=DistinctCount)
@@ -65,6 +75,7 @@ def reduce_step(side: Side, part: StepRows, predictors: list[str], limit: float 
             done.append(_by_bin(part, predictors, kind))
         for name, edges in side.edges.items():
             side.calibration.setdefault(name, []).append(_by_prediction(part, name, edges))
+        side.tops.append(_tops(part, predictors))
         beyond = pair_sums(_sums(side, _pick(part, size > limit), predictors))
         side.tail += beyond[:, : side.correlated].sum(axis=0)
         if part.state is not None and part.state.any():
@@ -134,6 +145,20 @@ def sign_sums(cells: Array) -> Array:
 
 def _forms(cells: Array) -> Array:
     return cells[..., len(BASE) :].reshape(*cells.shape[:-1], -1, len(FORM))
+
+
+def _tops(part: StepRows, predictors: list[str]) -> Array:
+    size = part.weight * np.abs(part.y)
+
+    def held(at: NDArray[np.bool_] | slice) -> Array:
+        sums = np.bincount(part.group[at], size[at], part.groups)
+        return sums.astype(np.float64, copy=False)
+
+    missing = np.full(part.groups, np.nan)
+    scores = [part.x.get(name) for name in predictors]
+    columns = [missing if x is None else held(top_rows(x, TOP)) for x in scores]
+    columns += [held(top_rows(part.y, TOP)), held(slice(None))]
+    return np.stack(columns, axis=-1)
 
 
 def _pick(part: StepRows, rows: NDArray[np.bool_]) -> StepRows:

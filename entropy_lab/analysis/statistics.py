@@ -103,6 +103,16 @@ def _correlation(a: Array, b: Array) -> float:
     return float(a @ b) / float(np.sqrt(scale)) if scale > 0 else float("nan")
 
 
+def top_rows(values: NDArray[np.floating], share: float) -> NDArray[np.bool_]:
+    """The `share` of the rows with the largest |value|, at least one; ties go to earlier rows."""
+    size = np.abs(values)
+    count = max(1, int(share * len(size)))
+    least = np.partition(size, -count)[-count]
+    out = size > least
+    out[np.flatnonzero(size == least)[: count - np.count_nonzero(out)]] = True
+    return out
+
+
 def quantile_edges(values: NDArray[np.float32], at: Sequence[float]) -> NDArray[np.float32]:
     """Inner edges (k,) of bins of values (n,) by their quantiles; a bin holds its lower edge.
 

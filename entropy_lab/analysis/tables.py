@@ -94,6 +94,12 @@ TABLES: dict[str, dict[str, str]] = {
         **_banded("sign", "share of equal signs among rows where neither side is zero"),
         **_banded("slope", "least-squares factor through the origin of dH on the prediction"),
         "mse": "mean squared error, nats^2",
+        **_banded(
+            "capture",
+            "share of the sum of |dH| in the 1 % of a step's rows with the largest |prediction|, "
+            "median over steps (within_step of strata all and heldout)",
+        ),
+        "oracle": "the same for the 1 % with the largest |dH|: as much as any form can hold",
         "unique_states": "different states among the rows (strata all and heldout)",
         "under_floor": _UNDER,
     },

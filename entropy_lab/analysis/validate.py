@@ -78,6 +78,7 @@ def validation(found: Scan) -> pd.DataFrame:
             pairs, signs = pair_sums(cells), sign_sums(cells)  # (S, G, predictors, 6 and 2)
             under = found.under_floor(cells.sum(axis=(0, 1)))
             inside = kept[:, side.member[code, s] > 0]
+            tops = stacked(side.tops)[0] if s == 0 else None
             for k, name in enumerate(found.predictors):
                 one = _Stratum(
                     draws=padded.draws,
@@ -89,6 +90,7 @@ def validation(found: Scan) -> pd.DataFrame:
                     signs=signs[:, :, k],
                     tail=side.tail[s, k],
                     kept=inside[[0, 1 + k]],
+                    tops=tops[..., [k, -2, -1]] if tops is not None else None,
                 )
                 common: dict = {"stratum": side.strata[s], "predictor": name}
                 common |= {"unique_states": states if s == 0 else np.nan, "under_floor": under}
@@ -98,7 +100,10 @@ def validation(found: Scan) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Stratum:
-    """One predictor in one stratum: pairs (S, G, 6), signs (S, G, 2), rows (S,), run's tail."""
+    """One predictor in one stratum: pairs (S, G, 6), signs (S, G, 2), rows (S,), run's tail.
+
+    tops (S, G, 3), of all rows alone: |dH| in the form's top rows, in its own, in all.
+    """
 
     draws: Draws
     pairs: Array
@@ -109,6 +114,7 @@ class _Stratum:
     signs: Array
     tail: Array
     kept: NDArray[np.float32]
+    tops: Array | None
 
     def scopes(self) -> list[dict]:
         """Rows for SCOPES; none where no step has a correlation."""
@@ -124,6 +130,8 @@ class _Stratum:
         ]
         per_step[0]["srcc"] = _middle(self.srcc[used])
         per_step[0]["mse"] = _middle(mean_squared_error(sums[used]))
+        if self.tops is not None:
+            per_step[0] |= self._capture(used, self.tops)
         return [
             {"scope": scope, **sign, **row} for scope, row in zip(SCOPES, per_step, strict=True)
         ]
@@ -135,6 +143,15 @@ class _Stratum:
         steps = int((sums[..., 1].sum(axis=1) > 0).sum())
         low, high = self.draws.interval(ratio(replicates[:, 0], replicates[:, 1]), steps)
         return {"sign": float(ratio(hits, pairs)), "sign_lo": low, "sign_hi": high}
+
+    def _capture(self, used: NDArray[np.bool_], tops: Array) -> dict:
+        held, best, whole = np.moveaxis(tops.sum(axis=1), -1, 0)
+        value = np.where(used, ratio(held, whole), np.nan)
+        pool = self.draws.pool(tops)
+        replicates = self.draws.medians(ratio(pool[..., 0], pool[..., 2]), value)
+        low, high = self.draws.interval(replicates, int(used.sum()))
+        most = _middle(ratio(best, whole)[used])
+        return {"capture": _middle(value), "capture_lo": low, "capture_hi": high, "oracle": most}
 
     def _per_step(self, used: NDArray[np.bool_], pairs: Array, trimmed: Array) -> dict:
         sums = np.where(used[:, None], pairs.sum(axis=1), 0.0)

@@ -17,6 +17,16 @@ def band(row: Row) -> Raw:
     return Raw(fixed(row["pcc"]) + (f" <small>[{low}, {high}]</small>" if known else ""))
 
 
+def percent(row: Row, name: str, digits: int = 0) -> Raw:
+    """A share and its interval, as far as they are known, in per cent."""
+    if not math.isfinite(row[name]):
+        return Raw("–")
+    low, high = (100 * row[f"{name}_{end}"] for end in ("lo", "hi"))
+    known = math.isfinite(low)
+    band = f" <small>[{low:.{digits}f}, {high:.{digits}f}]</small>" if known else ""
+    return Raw(f"{row[name]:.{digits}%}{band}")
+
+
 def span(low: float, high: float) -> str:
     """An interval with three significant digits, nothing where it is unknown."""
     return f"[{short(low)}, {short(high)}]" if math.isfinite(low) else ""
