@@ -95,5 +95,20 @@ def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path)
     found = analyze([tmp_path / "run"])
     text = write_report(found.tables, found.out, "x").read_text()
     assert "Where the predictions go wrong" in text and "Whose push it was" in text
+    for name, row in found.tables["budget"].set_index("form").iterrows():
+        cells = text.split(f"<td class=t>{name}</td><td class=t>")[1].split("</tr>")[0]
+        assert f"{row['explained']:.1%}" in cells
+        if row["rung"]:
+            ends = f"[{100 * row['added_lo']:.1f}, {100 * row['added_hi']:.1f}]"
+            assert f"<td>{row['added']:.1%} <small>{ends}</small></td>" in cells
+    scores = found.tables["influence"].set_index(["predictor", "kind", "target"])
+    row = scores.loc[("steer", "push-free", "influence_marginal")]
+    cells = text.split("<td class=t>steer / push</td>")[1].split("</tr>")[0].split("<td>")[1:]
+    assert len(cells) == 12
+    for cell, (key, spec) in zip(
+        cells[8:], {"pcc": ".2f", "srcc": ".2f", "sign": ".0%", "capture": ".1%"}.items(),
+        strict=True,
+    ):  # fmt: skip
+        assert cell.startswith(f"{row[key]:{spec}} <small>".replace("-", "−")), key
     share = found.tables["summary"]["under_floor"].item()
     assert f"{share:.1%} of the tokens have |dH| under two floors" in text

@@ -14,6 +14,7 @@ from entropy_lab.errors import RunError
 from entropy_lab.plots import PLOTS, make, svg, write
 from entropy_lab.plots.style import theme
 from entropy_lab.report import html
+from entropy_lab.report.deep import budget, influence
 from entropy_lab.report.html import Raw
 from entropy_lab.report.kinds import signs, strata
 from entropy_lab.report.numbers import band as _band
@@ -45,7 +46,10 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
     body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
     body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
     body += [_validation(tables, name, len(names) > 1) for name in names]
-    body += [sections["calibration"], sections["error_budget"], sections["influence_scores"]]
+    body += [sections["calibration"], sections["error_budget"]]
+    body += [budget(tables, name, len(names) > 1) for name in names]
+    body.append(sections["influence_scores"])
+    body += [influence(tables, name, len(names) > 1) for name in names]
     body.append(sections["quadrants"])
     body += [signs(tables, name, len(names) > 1) for name in names]
     body.append(sections["regions"])
