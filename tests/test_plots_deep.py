@@ -100,7 +100,8 @@ def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path)
         assert f"{row['explained']:.1%}" in cells
         if row["rung"]:
             ends = f"[{100 * row['added_lo']:.1f}, {100 * row['added_hi']:.1f}]"
-            assert f"<td>{row['added']:.1%} <small>{ends}</small></td>" in cells
+            shown = f"<td>{row['added']:.1%} <small>{ends}</small></td>"
+            assert shown.replace("-", "−") in cells
     scores = found.tables["influence"].set_index(["predictor", "kind", "target"])
     row = scores.loc[("steer", "push-free", "influence_marginal")]
     cells = text.split("<td class=t>steer / push</td>")[1].split("</tr>")[0].split("<td>")[1:]

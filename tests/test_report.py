@@ -92,6 +92,7 @@ def test_every_number_of_the_table_is_shown_with_its_interval(page) -> None:
         assert shown.replace("-", "−") in text
         ends = f"{100 * r['capture_lo']:.1f}, {100 * r['capture_hi']:.1f}"
         assert f"<td>{r['capture']:.1%} <small>[{ends}]</small></td>" in text
+        assert r["capture_lo"] >= 0
     assert f"at most {rows['oracle'].max():.0%} can be held" in text
 
 

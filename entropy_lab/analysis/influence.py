@@ -108,16 +108,16 @@ def _measures(sums: Array, draws: Draws) -> dict[str, float]:
     """Medians over steps with their intervals; ranks and top rows are those of the whole step."""
     total, pool = sums.sum(axis=1), draws.pool(sums)
     out: dict[str, float] = {}
-    for name, of in (
-        ("pcc", lambda s: pearson(s[..., _VALUES])),
-        ("srcc", lambda s: pearson(s[..., _RANKS])),
-        ("sign", lambda s: ratio(s[..., _EQUAL], s[..., _PAIRS])),
-        ("capture", lambda s: ratio(s[..., _HELD], s[..., _ALL])),
-        ("oracle", lambda s: ratio(s[..., _BEST], s[..., _ALL])),
+    for name, least, of in (
+        ("pcc", -1.0, lambda s: pearson(s[..., _VALUES])),
+        ("srcc", -1.0, lambda s: pearson(s[..., _RANKS])),
+        ("sign", 0.0, lambda s: ratio(s[..., _EQUAL], s[..., _PAIRS])),
+        ("capture", 0.0, lambda s: ratio(s[..., _HELD], s[..., _ALL])),
+        ("oracle", 0.0, lambda s: ratio(s[..., _BEST], s[..., _ALL])),
     ):
         value = of(total)
         known = value[np.isfinite(value)]
         out[name] = float(np.median(known)) if len(known) else float("nan")
-        low, high = draws.interval(draws.medians(of(pool), value), len(known))
+        low, high = draws.interval(draws.medians(of(pool), value, least), len(known))
         out[f"{name}_lo"], out[f"{name}_hi"] = low, high
     return out

@@ -148,7 +148,7 @@ class _Stratum:
         held, best, whole = np.moveaxis(tops.sum(axis=1), -1, 0)
         value = np.where(used, ratio(held, whole), np.nan)
         pool = self.draws.pool(tops)
-        replicates = self.draws.medians(ratio(pool[..., 0], pool[..., 2]), value)
+        replicates = self.draws.medians(ratio(pool[..., 0], pool[..., 2]), value, 0.0)
         low, high = self.draws.interval(replicates, int(used.sum()))
         most = _middle(ratio(best, whole)[used])
         return {"capture": _middle(value), "capture_lo": low, "capture_hi": high, "oracle": most}
@@ -161,7 +161,7 @@ class _Stratum:
         steps = int(np.isfinite(value).sum())
         low, high = self.draws.interval(self.draws.medians(pool, value), steps)
         slope = slope_through_origin(sums)
-        slopes = self.draws.medians(slope_through_origin(resampled), slope, np.inf)
+        slopes = self.draws.medians(slope_through_origin(resampled), slope, -np.inf, np.inf)
         least, most = self.draws.interval(slopes, steps)
         return {
             "n": int(self.rows[used].sum()),
