@@ -106,6 +106,20 @@ def test_signs_by_quadrant_are_plain_counts_with_an_interval_over_steps(planted)
         assert around[0] <= row["sign_lo"] <= around[1] < around[2] <= row["sign_hi"] <= around[3]
 
 
+def test_the_top_rows_of_a_form_hold_a_plain_share_of_the_change(planted) -> None:
+    _, blocks, found = planted
+    held, most = [], []
+    for b in training(blocks):
+        size, top = np.abs(b["dH"].astype(float)), int(0.01 * len(b["dH"]))
+        held.append(size[np.argsort(-np.abs(b["dH_pred_steer"]))[:top]].sum() / size.sum())
+        most.append(np.sort(size)[-top:].sum() / size.sum())
+    row = one(found, scope="within_step", stratum="all", predictor="steer")
+    assert row["capture"] == pytest.approx(np.median(held), rel=1e-6)
+    assert row["oracle"] == pytest.approx(np.median(most), rel=1e-6)
+    assert row["capture_lo"] < row["capture"] < row["capture_hi"] < row["oracle"]
+    assert math.isnan(one(found, scope="pooled", stratum="all", predictor="steer")["capture"])
+
+
 def test_within_group_numbers_are_of_deviations_from_group_means(planted) -> None:
     _, blocks, found = planted
     values = []

@@ -13,6 +13,7 @@ from entropy_lab.analysis import analyze
 from entropy_lab.analysis.tables import TARGETS
 from entropy_lab.errors import RunError
 from entropy_lab.plots import draw, make
+from entropy_lab.plots.influence_scores import PATH_FORMS
 from entropy_lab.plots.style import theme
 from entropy_lab.report import write_report
 from synthetic import write_run
@@ -61,19 +62,21 @@ def test_influence_panels_show_every_closed_form_against_every_target(two: Table
     data = only(two, "one")["influence"]
     figure = make("influence_scores", only(two, "one")).figure
     for axes, target in zip(figure.axes, TARGETS, strict=False):
-        here = data[(data["target"] == target) & ~data["predictor"].isin(["head", "last_block",
-                    "jvp", "jvp_grad"])]  # fmt: skip
+        here = data[(data["target"] == target) & ~data["predictor"].isin(PATH_FORMS)]
         pearson, spearman = axes.get_lines()[:2]
         np.testing.assert_allclose(pearson.get_xdata(), here["pcc"])
         np.testing.assert_allclose(spearman.get_xdata(), here["srcc"])
-    widths = [bar.get_width() for bar in figure.axes[3].patches]
-    np.testing.assert_allclose(widths, [*here["oracle"], *here["capture"]])
+    for axes, target in zip(figure.axes[3:], ("dH", "influence_marginal"), strict=True):
+        assert axes.get_title(loc="left") == f"top 1 % hold of\n{target}"
+        here = data[(data["target"] == target) & ~data["predictor"].isin(PATH_FORMS)]
+        widths = [bar.get_width() for bar in axes.patches]
+        np.testing.assert_allclose(widths, [*here["oracle"], *here["capture"]])
 
 
 def test_several_runs_have_a_row_each(two: Tables) -> None:
     titles = [a.get_title(loc="left") for a in make("error_budget", two).figure.axes]
     assert [t.split(" ")[0] for t in titles] == ["one", "one", "two", "two"]
-    assert len(make("influence_scores", two).figure.axes) == 8
+    assert len(make("influence_scores", two).figure.axes) == 10
 
 
 def test_without_a_deep_step_the_figure_is_left_out_and_the_report_stands(tmp_path: Path) -> None:
@@ -92,5 +95,21 @@ def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path)
     found = analyze([tmp_path / "run"])
     text = write_report(found.tables, found.out, "x").read_text()
     assert "Where the predictions go wrong" in text and "Whose push it was" in text
+    for name, row in found.tables["budget"].set_index("form").iterrows():
+        cells = text.split(f"<td class=t>{name}</td><td class=t>")[1].split("</tr>")[0]
+        assert f"{row['explained']:.1%}" in cells
+        if row["rung"]:
+            ends = f"[{100 * row['added_lo']:.1f}, {100 * row['added_hi']:.1f}]"
+            shown = f"<td>{row['added']:.1%} <small>{ends}</small></td>"
+            assert shown.replace("-", "−") in cells
+    scores = found.tables["influence"].set_index(["predictor", "kind", "target"])
+    row = scores.loc[("steer", "push-free", "influence_marginal")]
+    cells = text.split("<td class=t>steer / push</td>")[1].split("</tr>")[0].split("<td>")[1:]
+    assert len(cells) == 12
+    for cell, (key, spec) in zip(
+        cells[8:], {"pcc": ".2f", "srcc": ".2f", "sign": ".0%", "capture": ".1%"}.items(),
+        strict=True,
+    ):  # fmt: skip
+        assert cell.startswith(f"{row[key]:{spec}} <small>".replace("-", "−")), key
     share = found.tables["summary"]["under_floor"].item()
     assert f"{share:.1%} of the tokens have |dH| under two floors" in text

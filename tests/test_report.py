@@ -90,6 +90,10 @@ def test_every_number_of_the_table_is_shown_with_its_interval(page) -> None:
     for _, r in rows.iterrows():
         shown = f"{r['pcc']:.2f} <small>[{r['pcc_lo']:.2f}, {r['pcc_hi']:.2f}]</small>"
         assert shown.replace("-", "−") in text
+        ends = f"{100 * r['capture_lo']:.1f}, {100 * r['capture_hi']:.1f}"
+        assert f"<td>{r['capture']:.1%} <small>[{ends}]</small></td>" in text
+        assert r["capture_lo"] >= 0
+    assert f"at most {rows['oracle'].max():.0%} can be held" in text
 
 
 def test_the_table_of_strata_tells_lone_states_from_shared_ones(page) -> None:

@@ -45,6 +45,8 @@ class Draws:
 
     def pool(self, sums: Array) -> Array:
         """Group sums (S, G, ...) to resampled step sums (S, R, ...)."""
+        if self.steps_only:
+            return sums.sum(axis=1, keepdims=True)
         steps, groups = sums.shape[:2]
         flat = np.matmul(self.counts, sums.reshape(steps, groups, -1))
         return flat.reshape(*self.counts.shape[:2], *sums.shape[2:])
@@ -60,9 +62,9 @@ class Draws:
         )
         return (picks @ flat).reshape(replicates, *pool.shape[2:])
 
-    def medians(self, pool: Array, value: Array, bound: float = 1.0) -> Array:
+    def medians(self, pool: Array, value: Array, least: float = -1.0, most: float = 1.0) -> Array:
         """Median over each replicate's draws, NaN left out: (S, R), own values (S,) to (B,)."""
-        moved = recentred(pool, value[:, None], bound)
+        moved = recentred(pool, value[:, None], least, most)
         return nan_median(moved.reshape(-1)[self.chosen], axis=1)
 
     def means(self, pool: Array, value: Array) -> Array:
@@ -99,12 +101,14 @@ def draw(groups: NDArray[np.int64], seed: int = 0, replicates: int = 1000) -> Dr
     return Draws(counts, chosen, False)
 
 
-def recentred(resampled: Array, value: Array | float, bound: float = 1.0) -> Array:
-    """Resamples (..., R) moved so that their mean is `value` (..., 1), within -bound..bound."""
+def recentred(
+    resampled: Array, value: Array | float, least: float = -1.0, most: float = 1.0
+) -> Array:
+    """Resamples (..., R) moved so that their mean is `value` (..., 1), within least..most."""
     known = np.isfinite(resampled)
     total = np.where(known, resampled, 0.0).sum(axis=-1, keepdims=True)
     mean = total / np.maximum(known.sum(axis=-1, keepdims=True), 1)
-    return np.clip(resampled + (value - mean), -bound, bound)
+    return np.clip(resampled + (value - mean), least, most)
 
 
 def interval(replicates: Array, units: int | None = None) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from entropy_lab.analysis.bootstrap import Draws, draw, unit
 from entropy_lab.analysis.deep import DeepRows
 from entropy_lab.analysis.reduce import MIN_ROWS
-from entropy_lab.analysis.statistics import pearson, ranks, ratio, stacked
+from entropy_lab.analysis.statistics import pearson, ranks, ratio, stacked, top_rows
 from entropy_lab.analysis.tables import (
     PREDICTOR_PREFIX,
     TARGETS,
@@ -72,12 +72,12 @@ class InfluenceSums:
         scores |= {("push-free", name): x for name, x in free.items()}
         scores = {key: x for key, x in scores.items() if np.isfinite(x).all()}
         ranked = {key: ranks(x) for key, x in scores.items()}
-        tops = {key: _top(x) for key, x in scores.items()}
+        tops = {key: top_rows(x, TOP) for key, x in scores.items()}
         for target in TARGETS:
             y = step.columns.get(target, np.full(1, np.nan))
             if not np.isfinite(y).all():
                 continue
-            order, best = ranks(y), _top(y)
+            order, best = ranks(y), top_rows(y, TOP)
             for (kind, name), x in scores.items():
                 key = kind, name
                 shares = [tops[key] * np.abs(y), best * np.abs(y), np.abs(y)]
@@ -104,27 +104,20 @@ class InfluenceSums:
         return frame("influence", rows)
 
 
-def _top(x: Array) -> NDArray[np.bool_]:
-    """The TOP share of rows by |x|, at least one; ties go to the earlier rows."""
-    out = np.zeros(len(x), bool)
-    out[np.argsort(-np.abs(x), kind="stable")[: max(1, int(TOP * len(x)))]] = True
-    return out
-
-
 def _measures(sums: Array, draws: Draws) -> dict[str, float]:
     """Medians over steps with their intervals; ranks and top rows are those of the whole step."""
     total, pool = sums.sum(axis=1), draws.pool(sums)
     out: dict[str, float] = {}
-    for name, of in (
-        ("pcc", lambda s: pearson(s[..., _VALUES])),
-        ("srcc", lambda s: pearson(s[..., _RANKS])),
-        ("sign", lambda s: ratio(s[..., _EQUAL], s[..., _PAIRS])),
-        ("capture", lambda s: ratio(s[..., _HELD], s[..., _ALL])),
-        ("oracle", lambda s: ratio(s[..., _BEST], s[..., _ALL])),
+    for name, least, of in (
+        ("pcc", -1.0, lambda s: pearson(s[..., _VALUES])),
+        ("srcc", -1.0, lambda s: pearson(s[..., _RANKS])),
+        ("sign", 0.0, lambda s: ratio(s[..., _EQUAL], s[..., _PAIRS])),
+        ("capture", 0.0, lambda s: ratio(s[..., _HELD], s[..., _ALL])),
+        ("oracle", 0.0, lambda s: ratio(s[..., _BEST], s[..., _ALL])),
     ):
         value = of(total)
         known = value[np.isfinite(value)]
         out[name] = float(np.median(known)) if len(known) else float("nan")
-        low, high = draws.interval(draws.medians(of(pool), value), len(known))
+        low, high = draws.interval(draws.medians(of(pool), value, least), len(known))
         out[f"{name}_lo"], out[f"{name}_hi"] = low, high
     return out

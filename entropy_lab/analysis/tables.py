@@ -94,10 +94,17 @@ TABLES: dict[str, dict[str, str]] = {
         **_banded("pcc", "Pearson correlation of prediction and dH"),
         "pcc_trim99": "the same on rows with |dH| up to its 99 % quantile (of the step; of all "
         "rows for pooled)",
-        "srcc": "Spearman correlation, rows unweighted; pooled: at most 2^20 evenly spaced rows",
+        "srcc": "Spearman correlation, rows unweighted, on at most 2^14 random rows of a step and "
+        "stratum; pooled: on at most 2^20 random rows",
         **_banded("sign", "share of equal signs among rows where neither side is zero"),
         **_banded("slope", "least-squares factor through the origin of dH on the prediction"),
         "mse": "mean squared error, nats^2",
+        **_banded(
+            "capture",
+            "share of the sum of |dH| in the 1 % of a step's rows with the largest |prediction|, "
+            "median over steps (within_step of strata all and heldout)",
+        ),
+        "oracle": "the same for the 1 % with the largest |dH|: as much as any form can hold",
         "unique_states": "different states among the rows (strata all and heldout)",
         "under_floor": _UNDER,
     },
@@ -108,7 +115,7 @@ TABLES: dict[str, dict[str, str]] = {
         "predictor": "dH_pred_<predictor>",
         "n": "token rows",
         "pcc": "Pearson correlation in this step",
-        "srcc": "Spearman correlation in this step",
+        "srcc": "Spearman correlation in this step, on at most 2^14 random rows",
         "slope": "least-squares factor through the origin",
         "mean_dH": "mean dH",
         "mean_predicted": "mean prediction",
@@ -163,7 +170,7 @@ TABLES: dict[str, dict[str, str]] = {
     | {
         "predictor": "dH_pred_<predictor>",
         "bin": "from the lowest predictions to the highest, by quantile; a value that fills a bin "
-        "has one of its own. Edges: of at most 2^20 evenly spaced rows",
+        "has one of its own. Edges: of at most 2^20 random rows",
         "lo": "lower edge of the prediction, in the bin",
         "hi": "upper edge",
         "n": "token rows",

@@ -9,10 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, nan_median, recentred
-from entropy_lab.analysis.reduce import MIN_ROWS, Side, pair_sums, sign_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, pair_sums, sign_sums
 from entropy_lab.analysis.scan import Scan
+from entropy_lab.analysis.side import Side
 from entropy_lab.analysis.statistics import (
-    centred,
     mean_squared_error,
     pearson,
     ratio,
@@ -77,11 +77,14 @@ def validation(found: Scan) -> pd.DataFrame:
             cells = padded.cells(s)
             pairs, signs = pair_sums(cells), sign_sums(cells)  # (S, G, predictors, 6 and 2)
             under = found.under_floor(cells.sum(axis=(0, 1)))
-            inside = kept[:, side.member[code, s] > 0]
+            within, _ = stacked([side.within[i][:, s] for i in padded.at])
+            inside = kept[:, side.member[code, s]]
+            tops = stacked(side.tops)[0] if s == 0 else None
             for k, name in enumerate(found.predictors):
                 one = _Stratum(
                     draws=padded.draws,
                     pairs=pairs[:, :, k],
+                    within=within[:, :, k],
                     rows=np.where(pairs[:, :, k, 0] > 0, cells[..., 0], 0.0).sum(axis=1),
                     trimmed=trimmed[:, s, k],
                     trimmed_within=trimmed_within[:, s, k],
@@ -89,6 +92,7 @@ def validation(found: Scan) -> pd.DataFrame:
                     signs=signs[:, :, k],
                     tail=side.tail[s, k],
                     kept=inside[[0, 1 + k]],
+                    tops=tops[..., [k, -2, -1]] if tops is not None else None,
                 )
                 common: dict = {"stratum": side.strata[s], "predictor": name}
                 common |= {"unique_states": states if s == 0 else np.nan, "under_floor": under}
@@ -98,10 +102,14 @@ def validation(found: Scan) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Stratum:
-    """One predictor in one stratum: pairs (S, G, 6), signs (S, G, 2), rows (S,), run's tail."""
+    """One predictor in one stratum: pairs, within (S, G, 6), signs (S, G, 2), rows (S,), tail.
+
+    tops (S, G, 3), of all rows alone: |dH| in the form's top rows, in its own, in all.
+    """
 
     draws: Draws
     pairs: Array
+    within: Array
     rows: Array
     trimmed: Array
     trimmed_within: Array
@@ -109,6 +117,7 @@ class _Stratum:
     signs: Array
     tail: Array
     kept: NDArray[np.float32]
+    tops: Array | None
 
     def scopes(self) -> list[dict]:
         """Rows for SCOPES; none where no step has a correlation."""
@@ -120,10 +129,12 @@ class _Stratum:
         per_step = [
             self._per_step(used, self.pairs, self.trimmed),
             self._pooled(),
-            self._per_step(used, centred(self.pairs), self.trimmed_within),
+            self._per_step(used, self.within, self.trimmed_within),
         ]
         per_step[0]["srcc"] = _middle(self.srcc[used])
         per_step[0]["mse"] = _middle(mean_squared_error(sums[used]))
+        if self.tops is not None:
+            per_step[0] |= self._capture(used, self.tops)
         return [
             {"scope": scope, **sign, **row} for scope, row in zip(SCOPES, per_step, strict=True)
         ]
@@ -136,6 +147,15 @@ class _Stratum:
         low, high = self.draws.interval(ratio(replicates[:, 0], replicates[:, 1]), steps)
         return {"sign": float(ratio(hits, pairs)), "sign_lo": low, "sign_hi": high}
 
+    def _capture(self, used: NDArray[np.bool_], tops: Array) -> dict:
+        held, best, whole = np.moveaxis(tops.sum(axis=1), -1, 0)
+        value = np.where(used, ratio(held, whole), np.nan)
+        pool = self.draws.pool(tops)
+        replicates = self.draws.medians(ratio(pool[..., 0], pool[..., 2]), value, 0.0)
+        low, high = self.draws.interval(replicates, int(used.sum()))
+        most = _middle(ratio(best, whole)[used])
+        return {"capture": _middle(value), "capture_lo": low, "capture_hi": high, "oracle": most}
+
     def _per_step(self, used: NDArray[np.bool_], pairs: Array, trimmed: Array) -> dict:
         sums = np.where(used[:, None], pairs.sum(axis=1), 0.0)
         value = pearson(sums)
@@ -144,7 +164,7 @@ class _Stratum:
         steps = int(np.isfinite(value).sum())
         low, high = self.draws.interval(self.draws.medians(pool, value), steps)
         slope = slope_through_origin(sums)
-        slopes = self.draws.medians(slope_through_origin(resampled), slope, np.inf)
+        slopes = self.draws.medians(slope_through_origin(resampled), slope, -np.inf, np.inf)
         least, most = self.draws.interval(slopes, steps)
         return {
             "n": int(self.rows[used].sum()),

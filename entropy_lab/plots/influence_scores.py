@@ -12,31 +12,39 @@ from entropy_lab.plots import style
 
 NEEDS = ("influence",)
 PEARSON, SPEARMAN = style.PALETTE[0], style.PALETTE[1]
+HELD = ("dH", "influence_marginal")  # targets whose largest changes a method would pick
 PATH_FORMS = ("head", "last_block", "jvp_grad", "jvp", "second_order")
 
 
 def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
-    """One panel per target with PCC and SRCC; the last: what the top 1 % of the tokens hold."""
+    """One panel per target with PCC and SRCC; the last two: what the top 1 % of the tokens hold."""
     data = tables["influence"]
     data = data[~data["predictor"].isin(PATH_FORMS)]
     runs = list(dict.fromkeys(data["run"]))
     names = list(dict.fromkeys(zip(data["kind"], data["predictor"], strict=True)))
     place = np.array([-i - 0.5 * (kind != "form") for i, (kind, _) in enumerate(names)])
-    figure = style.new_figure(style.PAGE, 0.4 + max(1, len(runs)) * (0.4 + 0.17 * len(names)))
-    grid = figure.subplots(max(1, len(runs)), 4, squeeze=False, sharex="col", sharey=True)
+    figure = style.new_figure(style.PAGE, 0.5 + max(1, len(runs)) * (0.4 + 0.17 * len(names)))
+    panels = len(TARGETS) + len(HELD)
+    grid = figure.subplots(max(1, len(runs)), panels, squeeze=False, sharex="col", sharey=True)
     for row, run in enumerate(runs):
         for axes, target in zip(grid[row], TARGETS, strict=False):
             here = data[(data["run"] == run) & (data["target"] == target)]
             _correlations(axes, _in_order(here, names), place)
-            axes.set_title(f"{run}\nwith {target}" if len(runs) > 1 else f"with {target}")
-        _capture(grid[row, 3], _in_order(data[data["run"] == run], names, TARGETS[2]), place)
-        grid[row, 3].set_title("held by the top 1 %")
+            _title(axes, "correlation with", target, run if len(runs) > 1 else "")
+        for axes, target in zip(grid[row, len(TARGETS) :], HELD, strict=True):
+            _capture(axes, _in_order(data[data["run"] == run], names, target), place)
+            _title(axes, "top 1 % hold of", target)
         grid[row, 0].set_yticks(place, [_label(*name) for name in names])
         for axes in grid[row]:
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelbottom=True)
             style.grid(axes, "x")
     return style.Drawing(figure, _caption(data, len(runs)))
+
+
+def _title(axes: Axes, what: str, target: str, run: str = "") -> None:
+    lines = [run, what, target] if run else [what, target]
+    axes.set_title("\n".join(lines), fontsize=7)
 
 
 def _in_order(
@@ -77,7 +85,7 @@ def _caption(data: pd.DataFrame, runs: int) -> str:
         f"steps{f' in the largest of {runs} runs' if runs > 1 else ''}, medians over steps. "
         "Blue: Pearson, orange: Spearman. "
         "“/ push”: the form per unit of the token's push, without advantage, ratio, clip. Right: "
-        "share of the sum of |influence_marginal| in the 1 % of the tokens with the largest "
-        "|score|; grey: the most that 1 % can hold. Lines: 95 % interval "
+        "share of the sum of |dH| and of |influence_marginal| in the 1 % of the tokens with the "
+        "largest |score|; grey: the most that 1 % can hold. Lines: 95 % interval "
         f"({data['unit'].iloc[0]})."
     )

@@ -13,7 +13,7 @@ from entropy_lab.plots.quadrants import LABELS
 from entropy_lab.plots.style import mark
 from entropy_lab.report import html
 from entropy_lab.report.html import Cell, Raw
-from entropy_lab.report.numbers import band
+from entropy_lab.report.numbers import band, percent
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -44,7 +44,8 @@ def signs(tables: Tables, run: str, several: bool) -> str:
     lines = []
     for name in names:
         place = places[name]
-        cells = [_percent(found[name].get(predictor)) for predictor in predictors]
+        shown = [found[name].get(predictor) for predictor in predictors]
+        cells = ["–" if row is None else percent(row, "sign") for row in shown]
         label = LABELS[name] + mark(place["under_floor"])
         lines.append([label, f"{place['n']:,}", f"{place['falls']:.0%}", *cells])
     unit = records(tables["summary"], run=run)[0]["unit"]
@@ -56,15 +57,6 @@ def signs(tables: Tables, run: str, several: bool) -> str:
     title = "Is the sign right, by sign region" + (f": {run}" if several else "")
     table = html.table(["sign region", "rows", "dH < 0", *predictors], lines)
     return f"<h3>{html.text(title)}</h3>{table}{_notes(lines, note)}"
-
-
-def _percent(row: Row | None) -> Cell:
-    if row is None:
-        return "–"
-    if not math.isfinite(row["sign_lo"]):
-        return f"{row['sign']:.0%}"
-    low, high = (100 * row[f"sign_{end}"] for end in ("lo", "hi"))
-    return Raw(f"{row['sign']:.0%} <small>[{low:.0f}, {high:.0f}]</small>")
 
 
 def strata(tables: Tables, run: str, several: bool) -> str:

@@ -10,11 +10,21 @@ from entropy_lab.report.html import Raw
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def band(row: Row) -> Raw:
-    """The PCC of a row with its interval, where it has one."""
-    low, high = fixed(row["pcc_lo"]), fixed(row["pcc_hi"])
-    known = math.isfinite(row["pcc_lo"])
-    return Raw(fixed(row["pcc"]) + (f" <small>[{low}, {high}]</small>" if known else ""))
+def band(row: Row, name: str = "pcc") -> Raw:
+    """A correlation of a row with its interval, where it has one."""
+    low, high = fixed(row[f"{name}_lo"]), fixed(row[f"{name}_hi"])
+    known = math.isfinite(row[f"{name}_lo"])
+    return Raw(fixed(row[name]) + (f" <small>[{low}, {high}]</small>" if known else ""))
+
+
+def percent(row: Row, name: str, digits: int = 0) -> Raw:
+    """A share and its interval, as far as they are known, in per cent."""
+    if not math.isfinite(row[name]):
+        return Raw("–")
+    low, high = (100 * row[f"{name}_{end}"] for end in ("lo", "hi"))
+    known = math.isfinite(low)
+    band = f" <small>[{low:.{digits}f}, {high:.{digits}f}]</small>" if known else ""
+    return Raw(f"{row[name]:.{digits}%}{band}".replace("-", "−"))
 
 
 def span(low: float, high: float) -> str:

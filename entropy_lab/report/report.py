@@ -14,10 +14,12 @@ from entropy_lab.errors import RunError
 from entropy_lab.plots import PLOTS, make, svg, write
 from entropy_lab.plots.style import theme
 from entropy_lab.report import html
+from entropy_lab.report.deep import budget, influence
 from entropy_lab.report.html import Raw
 from entropy_lab.report.kinds import signs, strata
 from entropy_lab.report.numbers import band as _band
 from entropy_lab.report.numbers import fixed as _fix
+from entropy_lab.report.numbers import percent
 from entropy_lab.report.numbers import short as _short
 from entropy_lab.report.numbers import span as _range
 
@@ -44,7 +46,10 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
     body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
     body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
     body += [_validation(tables, name, len(names) > 1) for name in names]
-    body += [sections["calibration"], sections["error_budget"], sections["influence_scores"]]
+    body += [sections["calibration"], sections["error_budget"]]
+    body += [budget(tables, name, len(names) > 1) for name in names]
+    body.append(sections["influence_scores"])
+    body += [influence(tables, name, len(names) > 1) for name in names]
     body.append(sections["quadrants"])
     body += [signs(tables, name, len(names) > 1) for name in names]
     body.append(sections["regions"])
@@ -183,6 +188,7 @@ def _validation(tables: Tables, run: str, several: bool) -> str:
                 _fix(group["pcc"]),
                 _fix(r["srcc"]),
                 f"{r['sign']:.0%}",
+                percent(r, "capture", 1),
                 _short(r["slope"]),
                 _short(r["mse"]),
                 f"{r['n']:,}",
@@ -190,12 +196,15 @@ def _validation(tables: Tables, run: str, several: bool) -> str:
             ]  # fmt: skip
         )
     head = ["predictor", "PCC in a step", "pooled", "trimmed", "in a group", "SRCC", "sign",
-            "slope", "MSE", "rows", "steps"]  # fmt: skip
+            "top 1 %", "slope", "MSE", "rows", "steps"]  # fmt: skip
     unit = records(tables["summary"], run=run)[0]["unit"]
+    most = max(r["oracle"] for r in within)
     note = (
         "PCC in a step: median over steps ≥ 5. Trimmed: rows with |dH| up to its 99 % quantile of "
         "the step. In a group: deviations from prompt-group means. Slope: dH per predicted dH, "
-        f"through the origin; 1 would be calibrated. Brackets: 95 % intervals ({unit})."
+        "through the origin; 1 would be calibrated. Top 1 %: share of the sum of |dH| that the 1 % "
+        f"of the tokens with the largest |prediction| hold; at most {most:.0%} can be held. "
+        f"Brackets: 95 % intervals ({unit})."
     )
     name = f"<h3>{html.text(run)}</h3>" if several else ""
     return f'{name}{html.table(head, lines, best=0)}<p class="note">{html.text(note)}</p>'
