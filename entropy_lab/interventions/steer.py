@@ -34,6 +34,9 @@ class Steer(ClipHigher):
 
     name: ClassVar[str] = "steer"
     source: ClassVar[str] = "arXiv 2510.10150"
+    unconfirmed: ClassVar[str] = (
+        "lambda_min (the paper's v4) and the binary mapping (third-party text)"
+    )
 
     omega: Literal["steer", "steer_released"] = "steer"
     mapping: Literal["exp", "linear", "binary"] = "exp"
