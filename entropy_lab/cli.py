@@ -6,9 +6,11 @@ import inspect
 import json
 import shlex
 import sys
+import textwrap
+from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -211,11 +213,14 @@ class Registry(StrEnum):
 
 @app.command("list", epilog="Example: entropy-lab list methods")
 def list_names(what: Annotated[Registry, typer.Argument(help="Which registry.")]) -> None:
-    """List what can be named in settings and commands."""
+    """List what can be named in settings and commands; methods with source and defaults."""
     entries = _entries(what)
     width = max(len(name) for name in entries)
     for name, thing in entries.items():
-        print(f"{name:<{width}}  {_first_line(thing)}")
+        if what is Registry.METHODS:
+            print("\n".join(_method_block(name, thing, width + 2)))
+        else:
+            print(f"{name:<{width}}  {_first_line(thing)}")
 
 
 def _entries(what: Registry) -> dict[str, object]:
@@ -234,6 +239,22 @@ def _entries(what: Registry) -> dict[str, object]:
     from entropy_lab.plots import PLOTS
 
     return {name: inspect.getmodule(plot.draw) for name, plot in PLOTS.items()}
+
+
+def _method_block(name: str, method: Any, indent: int) -> list[str]:
+    """What a method does, its source, its own or changed defaults, and what is not confirmed."""
+    base = method.__mro__[1]
+    inherited = {f.name: f.default for f in fields(base)}
+    own = [
+        f"{f.name}={'(set it)' if f.default is MISSING else f.default}"
+        for f in fields(method)
+        if f.name not in inherited or f.default != inherited[f.name]
+    ]
+    origin = f"those of {base.name}, " if "name" in vars(base) else ""
+    parts = [_first_line(method), method.source, f"defaults: {origin}{' '.join(own)}"]
+    parts += [f"unconfirmed: {method.unconfirmed}"] if method.unconfirmed else []
+    lines = [x for part in parts for x in textwrap.wrap(part, 100 - indent, break_on_hyphens=False)]
+    return [f"{'' if i else name:<{indent}}{line}" for i, line in enumerate(lines)]
 
 
 def _first_line(thing: object) -> str:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from entropy_lab import __version__, cli
 from entropy_lab.errors import ConfigError, RunError
+from entropy_lab.interventions import INTERVENTIONS
 from synthetic import write_run
 
 RUNNER = CliRunner()
@@ -58,7 +59,6 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("methods", ["grpo", "steer", "kl_cov"]),
         ("predictors", ["cov", "softmax_state"]),
         ("figures", ["predicted_vs_actual", "entropy_reward", "quadrants"]),
         ("tasks", ["arithmetic", "countdown"]),
@@ -70,6 +70,41 @@ def test_list_names_what_it_lists_in_one_line_each(what: str, names: list[str]) 
     words = {line.split()[0]: line for line in result.output.splitlines()}
     for name in names:
         assert len(words[name].split()) > 2  # a name and what it is
+
+
+def method_blocks() -> dict[str, list[str]]:
+    """The lines of `list methods` by method, each without the column of names."""
+    lines = RUNNER.invoke(cli.app, ["list", "methods"]).output.splitlines()
+    assert max(map(len, lines)) <= 100
+    column = len(lines[0]) - len(lines[0].split(maxsplit=1)[1])
+    blocks: dict[str, list[str]] = {}
+    for line in lines:
+        if line[:column].strip():
+            blocks[line[:column].strip()] = []
+        blocks[[*blocks][-1]].append(line[column:])
+    return blocks
+
+
+def test_list_methods_gives_each_its_source_and_its_own_defaults() -> None:
+    blocks = method_blocks()
+    assert set(blocks) == set(INTERVENTIONS)
+    for name, lines in blocks.items():
+        text = " ".join(lines)
+        assert INTERVENTIONS[name].source in text and "defaults: " in text
+        assert ("unconfirmed: " in text) == bool(INTERVENTIONS[name].unconfirmed)
+    assert blocks["grpo"][-2:] == ["arXiv 2402.03300", "defaults: dual_clip=10.0"]
+    assert blocks["clip_higher"] == [
+        "GRPO with the upper clip raised to 1.28, so that unlikely tokens may grow more.",
+        "arXiv 2503.14476",
+        "defaults: those of grpo, clip_high=0.28",
+    ]
+    assert blocks["entropy_bonus"][-1] == "defaults: those of grpo, beta=(set it)"
+    # A field of the base counts where its default is another.
+    assert "normaliser=selected_mean mu=2.5 scope=rollout" in blocks["entropy_disc_batch"][-1]
+    assert "normaliser" not in " ".join(blocks["stare"])
+    steer = " ".join(blocks["steer"])
+    assert steer.endswith("unconfirmed: lambda_min (the paper's v4) and the binary mapping "
+                          "(third-party text)")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["train", "analyze", "plot", "doctor", "list"])

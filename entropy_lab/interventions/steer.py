@@ -112,6 +112,9 @@ class Steer(Mapped):
 
     name: ClassVar[str] = "steer"
     source: ClassVar[str] = "arXiv 2510.10150"
+    unconfirmed: ClassVar[str] = (
+        "lambda_min (the paper's v4) and the binary mapping (third-party text)"
+    )
     smallest_max: ClassVar[float] = 0.02
 
     omega: Literal["steer", "steer_released"] = "steer"
