@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from entropy_lab.probe import Probe
 from entropy_lab.train.alarm import CollapseAlarm
 from entropy_lab.train.checkpoint import load_checkpoint, save_checkpoint
 from entropy_lab.train.config import Config
+from entropy_lab.train.evaluate import evaluate_if_due
 from entropy_lab.train.gather import (
     Scored,
     make_micros,
@@ -32,6 +32,7 @@ from entropy_lab.train.interrupt import stop_request
 from entropy_lab.train.model import load_model
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
+from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import ENGINES, RolloutEngine
 from entropy_lab.train.tasks import Task, make_task
 from entropy_lab.types import TokenBatch
@@ -92,6 +93,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
     with probe, stop_request() as stop:
         tensors = fix_probe_set(parts, tensors)
+        time_eval = 0.0 if state else evaluate_if_due(parts, run_dir)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
             started = time.perf_counter()
             scored = parts.sample(config.rollout.prompts, "rollout", rollout)
@@ -103,14 +105,16 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 later = steps[age + 1] if age + 1 < minibatches else []
                 update(parts, micros, later, rollout)
                 now = time.perf_counter()
+                time_eval += evaluate_if_due(parts, run_dir)
                 metrics = probe.commit(
                     **response_means(micros),
                     **alarm.update(probe.last_row),
                     time_rollout=time_rollout / minibatches,
                     time_update=now - begun,
                     time_step=now - started,
+                    time_eval=time_eval,
                 )
-                started = now
+                started, time_eval = now, 0.0
                 progress.step(metrics, probe.step, config.train.rollouts * minibatches)
             last = rollout + 1 == config.train.rollouts
             every = config.train.checkpoint_every
@@ -217,12 +221,6 @@ def make_probe(
         start_step=step,
         write_samples=False,
     )
-
-
-def sampling_seed(seed: int, name: str, number: int) -> int:
-    """A seed of its own for every draw, so that a resumed run needs no random state."""
-    words = [seed, number, *name.encode()]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def clip(params: list[nn.Parameter], max_norm: float) -> tuple[float, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Annotated
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.train.tasks.base import Problem
+from entropy_lab.train.tasks.base import Problem, Task
 
 
 def _share(value: float) -> float:
@@ -56,3 +57,11 @@ def nothing_to_train_on(task: str, share: float) -> ConfigError:
         f"task {task} has no problem left to train on at held_out_share = {share}: lower "
         "task.held_out_share"
     )
+
+
+def held_out_problems(task: Task, n: int) -> list[Problem]:
+    """The n problems of an evaluation: the same in every run of equal task settings.
+
+    Raises ConfigError where the task holds fewer out.
+    """
+    return task.held_out(n, random.Random(f"{task.name} held-out problems"))
