@@ -32,9 +32,10 @@ from entropy_lab.record import create_run
 from entropy_lab.stats import response_terms
 from entropy_lab.train.config import Config, load_config
 from entropy_lab.train.loop import begin_rollout, update
-from entropy_lab.train.parts import Parts, build, sampling_seed
+from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.policy import model_inputs
 from entropy_lab.train.progress import Progress
+from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import Responses
 from entropy_lab.types import TokenStats
 

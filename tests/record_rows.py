@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,14 @@ def sample_columns(step: int) -> dict[str, list]:
         "prompt": [f"prompt {step}"] * 2,
         "response": [f"responsé {step}\n", ""],
     }
+
+
+def eval_rows(step: int, benchmark: str = "sums", mean: float = 0.5) -> list[dict[str, Any]]:
+    """One evaluation: two rows, of which the second has no standard error."""
+    shared = {"benchmark": benchmark, "step": step, "n": 3, "samples": 4, "entropy": 0.1 * step}
+    shared |= {"temperature": 0.7, "top_p": 1.0, "max_tokens": 9, "avg_at_k": mean}
+    numbers = [(1, mean, 0.25), (2, 0.75, None)]
+    return [shared | {"k": k, "pass_at_k": p, "pass_at_k_se": se} for k, p, se in numbers]
 
 
 def record(writer: RunWriter, first: int, last: int) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from entropy_lab.errors import RunError
-from entropy_lab.record import create_run, open_run, rewind
+from entropy_lab.record import create_run, open_run, rewind, write_evals
 from record_rows import (
     check_rows,
+    eval_rows,
     files_of,
     is_probed,
     new_writer,
@@ -82,6 +83,7 @@ class Killed(BaseException):
 
 def test_rewind_killed_half_way_can_be_called_again(tmp_path, monkeypatch):
     source = uninterrupted(tmp_path / "source", 12)
+    write_evals(source, [*eval_rows(8), *eval_rows(12)])
     goal = Path(shutil.copytree(source, tmp_path / "goal"))
     rewind(goal, 9)
     for calls in range(100):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from entropy_lab.record.evals import write_evals
 from entropy_lab.record.lock import run_lock
 from entropy_lab.record.manifest import create_run, set_status
 from entropy_lab.record.rewind import rewind
@@ -20,4 +21,5 @@ __all__ = [
     "run_lock",
     "set_status",
     "token_schema",
+    "write_evals",
 ]

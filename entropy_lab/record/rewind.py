@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entropy_lab.errors import RunError
+from entropy_lab.record.evals import cut_evals
 from entropy_lab.record.manifest import read_info
 from entropy_lab.record.metrics import cut_metrics, read_metrics
 from entropy_lab.record.parts import (
@@ -24,9 +25,9 @@ from entropy_lab.record.parts import (
 def rewind(run_dir: Path | str, step: int) -> None:
     """Drop everything that was recorded after `step` (-1: everything), of every rank.
 
-    Later lines of metrics.jsonl and a torn one, later parts and *.tmp leftovers are deleted; a
-    part that straddles `step` is rewritten. Killed half-way, it can simply be called again.
-    Raises RunError where the run does not reach `step` or cannot be written.
+    Later lines of metrics.jsonl and a torn one, later parts, later evaluations and *.tmp leftovers
+    are deleted; a part that straddles `step` is rewritten. Killed half-way, it can simply be
+    called again. Raises RunError where the run does not reach `step` or cannot be written.
     """
     path = Path(run_dir)
     read_info(path)
@@ -44,6 +45,7 @@ def rewind(run_dir: Path | str, step: int) -> None:
                 if part.last > step:
                     _cut(part, step)
             guard(folder, lambda folder=folder: fsync_dir(folder) if folder.is_dir() else None)
+    cut_evals(path, step + 1)  # the policy after `step` has taken one step more
     for leftover in _leftovers(path):
         guard(leftover, leftover.unlink)
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from entropy_lab.errors import RunError
 from entropy_lab.record.dataset import Dataset, scan
+from entropy_lab.record.evals import read_evals
 from entropy_lab.record.manifest import read_info
 from entropy_lab.record.metrics import read_metrics
 from entropy_lab.record.schema import FOOTER, did_you_mean, where_logged
@@ -41,9 +42,9 @@ load = open_run
 class Run:
     """A recorded run. `info` is run.json; every reader raises a one-line RunError.
 
-    metrics(), steps(), samples(), tokens(), fixed() give pandas frames; the middle three also
-    lazy DuckDB relations (lazy=True), for which rows have no promised order. A damaged part is
-    skipped and listed in `damaged`.
+    metrics(), steps(), samples(), tokens(), fixed(), evals() give pandas frames; steps, samples
+    and tokens also lazy DuckDB relations (lazy=True), for which rows have no promised order. A
+    damaged part is skipped and listed in `damaged`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,6 +183,18 @@ class Run:
             return pq.ParquetFile(path).read().to_pandas()
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{path} is damaged ({str(error).splitlines()[0]})") from error
+
+    def evals(self) -> pd.DataFrame:
+        """One row for each evaluation on held-out problems and k; RunError where there is none."""
+        table = read_evals(self.path)
+        if table is None:
+            raise RunError(
+                f"{self.path} has no evaluations: train with eval.every above 0 and "
+                "task.held_out_share, for example 0.1"
+            )
+        # One that was made just before a kill belongs to a step that has no line yet.
+        taken = 0 if self.last_step is None else self.last_step + 1
+        return table.filter(table["step"].to_numpy() <= taken).to_pandas()
 
     @cached_property
     def _datasets(self) -> dict[str, Dataset]:

@@ -88,6 +88,20 @@ SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "prompt": (pa.string(), "", "prompt text"),
     "response": (pa.string(), "", "response text"),
 }
+EVAL_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
+    "benchmark": (pa.string(), "", "which problems: <task>_heldout of the run's own task"),
+    "step": (pa.int64(), "steps", "optimizer steps taken before the evaluation"),
+    "n": (pa.int64(), "", "problems, the same ones in every evaluation"),
+    "k": (pa.int64(), "", "responses of which one has to be right"),
+    "avg_at_k": (pa.float64(), "", "mean reward of a response, over all samples"),
+    "pass_at_k": (pa.float64(), "", "mean over problems of 1 - C(samples-c, k)/C(samples, k)"),
+    "pass_at_k_se": (pa.float64(), "", "standard error of pass_at_k over problems, null for n = 1"),
+    "temperature": (pa.float64(), "", "temperature the responses were sampled at"),
+    "top_p": (pa.float64(), "", "probability mass they were sampled from"),
+    "max_tokens": (pa.int64(), "tokens", "length limit of a response"),
+    "samples": (pa.int64(), "", "responses to each problem"),
+    "entropy": (pa.float64(), "nats", "token mean of softmax(logits), at temperature 1"),
+}
 # Few distinct values: a dictionary beats every other encoding. Anywhere else it costs time and
 # bytes (five times slower and a third larger for floats).
 _DICTIONARY = frozenset(
@@ -140,6 +154,12 @@ def token_schema(
 def sample_schema() -> pa.Schema:
     """The schema of samples/: one row per response; further columns may follow."""
     return pa.schema([_field(n, t, u, m) for n, (t, u, m) in SAMPLE_COLUMNS.items()])
+
+
+def eval_schema() -> pa.Schema:
+    """The schema of evals.parquet: one row for each k of an evaluation."""
+    fields = [_field(n, t, u, m) for n, (t, u, m) in EVAL_COLUMNS.items()]
+    return pa.schema(fields, {f"{FOOTER}schema_version": str(SCHEMA_VERSION)})
 
 
 def _field(name: str, dtype: pa.DataType, unit: str, meaning: str) -> pa.Field:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from entropy_lab.errors import ConfigError
+from entropy_lab.train.checks import check_together
 from entropy_lab.train.messages import explain, nearest, shown
 
 Count = Annotated[int, Field(ge=0)]
@@ -149,6 +150,23 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class EvalConfig:
+    """Evaluation on held-out problems of the task, before, after and every `every` rollouts.
+
+    every 0: never. samples: responses to each of `problems` problems; max_k: pass@k for k = 1, 2,
+    4, ... up to it (0: up to samples); max_tokens 0: that of [rollout].
+    """
+
+    every: Count = 0
+    problems: Positive = 64
+    samples: Positive = 64
+    max_k: Count = 0
+    temperature: Rate = 1.0
+    top_p: PositiveShare = 1.0
+    max_tokens: Count = 0
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """All sections of a run."""
 
@@ -160,6 +178,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
+    eval: EvalConfig = EvalConfig()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dicts in the layout of the TOML file."""
@@ -186,6 +205,7 @@ _SECTIONS: dict[str, type] = {
     "optimizer": OptimizerConfig,
     "train": TrainConfig,
     "probe": ProbeConfig,
+    "eval": EvalConfig,
 }
 _OPEN_SECTIONS = ("task", "method")
 _NAMES = tuple(f"{section}.name" for section in _OPEN_SECTIONS)
@@ -209,7 +229,7 @@ def config_from_dict(data: dict[str, dict[str, Any]], source: str = "run.json") 
     """The Config that `Config.to_dict` wrote; raises ConfigError as `load_config` does."""
     _check_sections(data, source)
     config = Config(**{name: _section(name, data.get(name, {}), source) for name in _SECTIONS})
-    _check_together(config)
+    check_together(config)
     return config
 
 
@@ -268,25 +288,6 @@ def _section(name: str, values: dict[str, Any], source: str) -> Any:
         return cls(**values)
     except ValidationError as e:
         raise ConfigError(f"{source}: {name}.{explain(e)}") from None
-
-
-def _check_together(config: Config) -> None:
-    from entropy_lab.interventions import make_method
-    from entropy_lab.train.tasks import make_task
-
-    responses = config.rollout.prompts * config.rollout.group_size
-    if responses % config.train.minibatches:
-        raise ConfigError(
-            f"rollout.prompts x rollout.group_size = {responses} responses cannot be divided into "
-            f"train.minibatches = {config.train.minibatches} equal parts: change one of the three"
-        )
-    if config.model.hidden % (2 * config.model.heads):
-        raise ConfigError(
-            f"model.hidden = {config.model.hidden} must be a multiple of 2 x model.heads = "
-            f"{2 * config.model.heads}: rotary positions need heads of even width"
-        )
-    make_task(config.task.name, **config.task.params)
-    make_method(config.method.name, **config.method.params)
 
 
 def _toml(value: Any) -> str:

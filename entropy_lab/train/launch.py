@@ -16,6 +16,7 @@ from entropy_lab.train.checkpoint import complete_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
 
+_ADDED = {"eval"}  # sections that the settings of earlier versions lack
 # What may differ when a run goes on: how long, and how often it is saved.
 _RESUMABLE = ("train.rollouts", "train.checkpoint_every", "train.keep_checkpoints")
 
@@ -73,10 +74,15 @@ def _resume(path: Path | None, overrides: list[str], out: Path | None, dry_run: 
         return _train(config, out, checkpoint)
 
 
+def is_ours(settings: dict[str, Any]) -> bool:
+    """Whether these are settings of the bundled trainer, of this version or an earlier one."""
+    return set(Config().to_dict()) - _ADDED <= set(settings)
+
+
 def _saved_config(run: Run, overrides: list[str]) -> Config:
     """The run's own settings with what may change; ConfigError where it has none of ours."""
     settings, where = restored(run.info["config"]), str(run.path / "run.json")
-    if not set(Config().to_dict()) <= set(settings):
+    if not is_ours(settings):
         raise ConfigError(
             f"{where} holds no settings of `entropy-lab train`: only its runs can be continued "
             "by it; a loop of your own continues with Probe(..., start_step=...)"
@@ -188,8 +194,18 @@ def describe(config: Config) -> str:
         f"# {t.rollouts} rollouts of {responses} responses, {t.minibatches} optimizer steps each: "
         f"{steps} steps\n"
         f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens\n"
+        f"{_evaluations(config)}"
         f"# {announced(config) or 'probe: off'}"
     )
+
+
+def _evaluations(config: Config) -> str:
+    """How often a run is evaluated, and on what; empty without evaluation."""
+    e, rollouts = config.eval, config.train.rollouts
+    if not e.every:
+        return ""
+    times = 1 + -(-rollouts // e.every)  # before the first rollout; the last one always counts
+    return f"# {times} evaluations: {e.samples} responses to each of {e.problems} problems\n"
 
 
 def saved(settings: Any) -> Any:

@@ -18,6 +18,7 @@ from entropy_lab.probe.provisional import Provisional, take_influence
 from entropy_lab.train.alarm import CollapseAlarm
 from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
+from entropy_lab.train.evaluate import evaluate_if_due
 from entropy_lab.train.gather import pack, sample_rows, unpack
 from entropy_lab.train.interrupt import stop_request
 from entropy_lab.train.parts import Parts, build
@@ -40,6 +41,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     memory: State = state.get("method", parts.method.initial_state())
     with probe, stop_request() as stop:
         tensors = fix_probe_set(parts, tensors)
+        time_eval = 0.0 if state else evaluate_if_due(parts, run_dir)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
             started = time.perf_counter()
             scored = parts.sample(config.rollout.prompts, "rollout", rollout)
@@ -54,14 +56,16 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 later = steps[age + 1] if age + 1 < minibatches else []
                 memory = update(parts, micros, later, rollout, memory)
                 now = time.perf_counter()
+                time_eval += evaluate_if_due(parts, run_dir)
                 metrics = probe.commit(
                     **response_means(micros),
                     **alarm.update(probe.last_row),
                     time_rollout=time_rollout / minibatches,
                     time_update=now - begun,
                     time_step=now - started,
+                    time_eval=time_eval,
                 )
-                started = now
+                started, time_eval = now, 0.0
                 progress.step(metrics, probe.step, config.train.rollouts * minibatches)
             last = rollout + 1 == config.train.rollouts
             if last or stop or is_every(rollout + 1, config.train.checkpoint_every):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from entropy_lab.train.gather import Scored, make_micros, score_responses
 from entropy_lab.train.model import load_model
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
+from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import ENGINES, RolloutEngine
 from entropy_lab.train.tasks import Task, make_task
 
@@ -117,9 +117,3 @@ def make_probe(
         start_step=step,
         write_samples=False,
     )
-
-
-def sampling_seed(seed: int, name: str, number: int) -> int:
-    """A seed of its own for every draw, so that a resumed run needs no random state."""
-    words = [seed, number, *name.encode()]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,10 +1,11 @@
-"""Seeded stretches of code that leave the global random state as they found it."""
+"""Seeds of the draws, and seeded stretches of code that leave the global state as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -20,3 +21,9 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def sampling_seed(seed: int, name: str, number: int) -> int:
+    """A seed of its own for every draw, so that a resumed run needs no random state."""
+    words = [seed, number, *name.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

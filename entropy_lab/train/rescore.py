@@ -14,7 +14,7 @@ from entropy_lab.errors import RunError
 from entropy_lab.record import open_run
 from entropy_lab.train.checkpoint import latest_checkpoint, load_checkpoint
 from entropy_lab.train.config import Config, config_from_dict
-from entropy_lab.train.launch import restored
+from entropy_lab.train.launch import is_ours, restored
 from entropy_lab.train.model import load_model, new_model
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.rollout import Responses
@@ -41,7 +41,7 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     if path is None:
         raise RunError(f"{run_dir} has no checkpoint")
     settings = restored(open_run(run_dir).info.get("config") or {})
-    if not set(Config().to_dict()) <= set(settings):
+    if not is_ours(settings):
         raise RunError(f"{run_dir} is not a run of the bundled trainer")
     config = config_from_dict(settings, "run.json")
     model, tokenizer = skeleton(config)

@@ -12,6 +12,7 @@ from entropy_lab.train.messages import explain, nearest
 from entropy_lab.train.tasks.arithmetic import Arithmetic
 from entropy_lab.train.tasks.base import Problem, Task
 from entropy_lab.train.tasks.countdown import Countdown
+from entropy_lab.train.tasks.split import held_out_problems
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
@@ -34,4 +35,12 @@ def make_task(name: str, **params: Any) -> Task:
         raise ConfigError(f"task.{explain(e)}") from None
 
 
-__all__ = ["TASKS", "Arithmetic", "Countdown", "Problem", "Task", "make_task"]
+__all__ = [
+    "TASKS",
+    "Arithmetic",
+    "Countdown",
+    "Problem",
+    "Task",
+    "held_out_problems",
+    "make_task",
+]

@@ -28,7 +28,11 @@ class Task(Protocol):
     def max_tokens(self) -> int: ...
 
     def problems(self, n: int, rng: random.Random) -> list[Problem]:
-        """n problems, distinct as long as there are enough of them."""
+        """n training problems, distinct as long as there are enough of them."""
+        ...
+
+    def held_out(self, n: int, rng: random.Random) -> list[Problem]:
+        """n distinct problems that `problems` never draws; ConfigError where there are fewer."""
         ...
 
     def reward(self, response: str, problem: Problem) -> float:

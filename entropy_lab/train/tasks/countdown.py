@@ -12,9 +12,19 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from entropy_lab.train.tasks.base import Problem
+from entropy_lab.train.tasks.split import (
+    HeldOutShare,
+    enough,
+    is_held_out,
+    nothing_to_train_on,
+    refuse_no_split,
+)
 
 _LONGEST = 64  # characters; bounds the recursion, and with it the size of every number
 _OPERATORS = "+-*/"
+# How often to draw before a side of the split counts as empty, and as used up.
+_TRIES = 100_000
+_REPEATS = 1_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -23,13 +33,15 @@ class Countdown:
 
     "3,7,25:54=" asks for an expression such as "(25-7)*3", in which each given number stands at
     most once; it is worth 1 when its exact value is the target. Targets are 1..`top`, solvable,
-    and never one of the numbers.
+    and never one of the numbers. held_out_share: of the problems, never in training; the order
+    of the numbers makes no difference to that.
     """
 
     name: ClassVar[str] = "countdown"
     numbers: Annotated[int, Field(ge=2, le=6)] = 3
     largest: Annotated[int, Field(ge=4, le=100)] = 20
     top: Annotated[int, Field(ge=10, le=9999)] = 99
+    held_out_share: HeldOutShare = 0.0
 
     @property
     def alphabet(self) -> str:
@@ -45,12 +57,26 @@ class Countdown:
         repeats: list[Problem] = []
         # Small settings have few problems: after enough misses, repeats are let in.
         while len(found) + len(repeats) < n:
-            problem = self._problem(rng)
+            problem = self._problem(rng, held_out=False)
+            if problem is None:
+                raise nothing_to_train_on(self.name, self.held_out_share)
             if problem.prompt not in found:
                 found[problem.prompt] = problem
             elif rng.random() < 0.02:
                 repeats.append(problem)
         return [*found.values(), *repeats]
+
+    def held_out(self, n: int, rng: random.Random) -> list[Problem]:
+        refuse_no_split(self.name, self.held_out_share)
+        found: dict[str, Problem] = {}
+        in_vain = 0
+        while len(found) < n and in_vain < _REPEATS:
+            problem = self._problem(rng, held_out=True)
+            if problem is None:
+                break
+            in_vain = in_vain + 1 if problem.prompt in found else 0
+            found.setdefault(problem.prompt, problem)
+        return enough([*found.values()], n, self.name, self.held_out_share)
 
     def reward(self, response: str, problem: Problem) -> float:
         given, target = problem.prompt.rstrip("=").split(":")
@@ -69,14 +95,19 @@ class Countdown:
             symbols.append(symbol)
         return "".join(symbols)
 
-    def _problem(self, rng: random.Random) -> Problem:
-        while True:
+    def _problem(self, rng: random.Random, held_out: bool) -> Problem | None:
+        """A problem of one side of the split; None where that side seems to be empty."""
+        for _ in range(_TRIES):
             numbers = [rng.randint(1, self.largest) for _ in range(self.numbers)]
             value, text = _build(rng.sample(numbers, rng.randint(2, self.numbers)), rng)
-            if 1 <= value <= self.top and value not in numbers:
+            if not 1 <= value <= self.top or value in numbers:
+                continue
+            key = f"countdown {','.join(map(str, sorted(numbers)))}:{value}"
+            if is_held_out(key, self.held_out_share) == held_out:
                 prompt = f"{','.join(map(str, numbers))}:{value}="
                 digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
                 return Problem(prompt, text, int.from_bytes(digest, "big") >> 1)
+        return None
 
 
 def _build(numbers: list[int], rng: random.Random) -> tuple[int, str]:

@@ -1,0 +1,67 @@
+"""evals.parquet: how the policy answered held-out problems, one row for each k of an evaluation.
+
+`step` is the number of optimizer steps taken before it: 0 is the policy that training started from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entropy_lab.errors import RunError
+from entropy_lab.record.parts import guard, write_table
+from entropy_lab.record.schema import eval_schema
+
+NAME = "evals.parquet"
+
+
+def write_evals(run_dir: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows, which have all columns of `eval_schema`; rows of equal benchmark, step and k go.
+
+    The file is written anew, whole, and sorted by benchmark, step and k. Raises ValueError for
+    other columns, RunError where the file there is damaged or the disk refuses.
+    """
+    path, schema = Path(run_dir) / NAME, eval_schema()
+    found = read_evals(path.parent)
+    kept = {_key(row): row for row in (found.to_pylist() if found is not None else [])}
+    for row in rows:
+        if row.keys() != set(schema.names):
+            raise ValueError(f"a row of {NAME} has the columns {schema.names}, got {[*row]}")
+        kept[_key(row)] = dict(row)
+    table = pa.Table.from_pylist([kept[key] for key in sorted(kept)], schema)
+    write_table(table, path)
+
+
+def read_evals(run_dir: Path) -> pa.Table | None:
+    """The evaluations of a run; None where it has none, RunError where the file is damaged."""
+    path = run_dir / NAME
+    if not path.exists():
+        return None
+    try:
+        table = pq.ParquetFile(path).read()
+        return table.select(eval_schema().names).cast(eval_schema())
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise RunError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): move it out of the run to go on "
+            "without it"
+        ) from error
+
+
+def cut_evals(run_dir: Path, step: int) -> None:
+    """Drop the evaluations of policies that took more than `step` optimizer steps."""
+    path, found = run_dir / NAME, read_evals(run_dir)
+    if found is None:
+        return
+    kept = found.filter(found["step"].to_numpy() <= step)
+    if not kept.num_rows:
+        guard(path, path.unlink)
+    elif kept.num_rows < found.num_rows:
+        write_table(kept, path)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["benchmark"], row["step"], row["k"]
