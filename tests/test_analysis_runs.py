@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from scipy import stats
 
-from entropy_lab.analysis import analyze, read_tables
+from entropy_lab.analysis import analyze, read_tables, reduce, side
 from entropy_lab.errors import RunError
 from entropy_lab.record import create_run, open_run
 from synthetic import write_run
@@ -66,6 +67,35 @@ def test_a_large_gradient_audit_and_dropped_windows_are_warned_of(tmp_path: Path
     assert "gradient audit 2.0e-02 is above 1e-03" in texts
     assert "3 windows of token rows were dropped" in texts
     assert "the run is 'running': analyzed up to step 11" in texts
+
+
+def test_tables_do_not_depend_on_threads_or_on_when_groups_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    write_run(path, steps=44, deep_every=4, floor=1e-5)
+    found = {}
+    for threads, merged in ((1, 10**9), (3, 10**9), (3, side.MERGED_STEPS)):
+        monkeypatch.setattr(pa, "cpu_count", lambda n=threads: n)
+        monkeypatch.setattr(side, "MERGED_STEPS", merged)
+        found[threads, merged] = analyze([path], tmp_path / "out").tables
+    one, several, small = found.values()
+    for name, table in one.items():
+        pd.testing.assert_frame_equal(several[name], table)
+        pd.testing.assert_frame_equal(small[name], table, rtol=1e-9)
+
+
+def test_rank_correlations_of_a_huge_step_are_those_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", steps=8, groups=32, length=24)
+    exact, sampled = [], []
+    for rows, out in ((10**9, exact), (500, sampled)):  # 3072 rows a step
+        monkeypatch.setattr(reduce, "RANKED_ROWS", rows)
+        data = analyze([tmp_path / "run"]).tables["validation_steps"]
+        out += list(data.query("stratum == 'all' and predictor == 'steer'")["srcc"])
+    assert exact != sampled
+    np.testing.assert_allclose(sampled, exact, atol=4 / np.sqrt(500))
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from entropy_lab.analysis.statistics import (
     bins_of,
     centred,
     mean_squared_error,
+    one_of_each,
     pearson,
     quantile_edges,
     ranks,
@@ -100,6 +101,32 @@ def test_top_rows_are_the_first_of_a_stable_sort(values: list[int]) -> None:
     array = np.array(values, dtype=np.float32)
     expected = np.argsort(-np.abs(array), kind="stable")[: max(1, len(array) // 4)]
     assert sorted(np.flatnonzero(top_rows(array, 0.25))) == sorted(expected)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 48])
+def test_one_row_of_each_stride_is_taken_wherever_the_stream_is_cut(stride: int) -> None:
+    taken, seen = [], 0
+    for block, rows in enumerate((500, 1, 47, 48, 1004)):
+        at = one_of_each(stride, rows, seen, block)
+        assert (at < rows).all()
+        taken += list(seen + at)
+        seen += rows
+    places, counts = np.unique(np.array(taken) // stride, return_counts=True)
+    assert counts.max() == 1
+    # A place is lost where its stride ends in the next block; here at most once a block.
+    assert len(places) >= seen / stride - 5
+    if stride == 1:
+        assert taken == list(range(seen))
+
+
+def test_rows_that_repeat_with_a_period_are_sampled_evenly() -> None:
+    """Responses of 64 tokens and every 16th row: a fixed place would see four positions alone."""
+    position = np.arange(64 * 1000) % 64
+    seen = np.bincount(position[one_of_each(16, len(position), 0, 3)], minlength=64)
+    assert seen.min() > 0.5 * seen.mean()
+    again = one_of_each(16, 1000, 0, 3)
+    np.testing.assert_array_equal(again, one_of_each(16, 1000, 0, 3))
+    assert list(again) != list(one_of_each(16, 1000, 0, 4))
 
 
 def test_edges_are_quantiles_and_a_value_that_fills_a_bin_stands_alone() -> None:

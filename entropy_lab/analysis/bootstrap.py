@@ -45,6 +45,8 @@ class Draws:
 
     def pool(self, sums: Array) -> Array:
         """Group sums (S, G, ...) to resampled step sums (S, R, ...)."""
+        if self.steps_only:
+            return sums.sum(axis=1, keepdims=True)
         steps, groups = sums.shape[:2]
         flat = np.matmul(self.counts, sums.reshape(steps, groups, -1))
         return flat.reshape(*self.counts.shape[:2], *sums.shape[2:])

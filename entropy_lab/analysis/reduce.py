@@ -1,18 +1,18 @@
-"""The rows of one step to the sums that everything else needs."""
+"""The rows of one step to the sums that everything else needs; pure, so steps run side by side."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from entropy_lab.analysis.bins import CUTS
-from entropy_lab.analysis.rows import BASE, CODES, FORM, StepRows
+from entropy_lab.analysis.rows import BASE, CELL, CODES, FORM, StepRows
+from entropy_lab.analysis.side import DENSITY_BINS, LateSums, Side, StepSums
 from entropy_lab.analysis.statistics import (
-    DistinctCount,
     bins_of,
     centred,
+    one_of_each,
     spearman,
     top_rows,
     without,
@@ -20,79 +20,104 @@ from entropy_lab.analysis.statistics import (
 from entropy_lab.analysis.tables import TOP, TRIM
 
 Array = NDArray[np.float64]
+Cells = tuple[NDArray[np.integer], int]  # cell of each row inside its group, cells of a group
 
 MIN_ROWS = 8  # fewer rows in a step give no correlation
+RANKED_ROWS = 2**14  # of a step and stratum; more would hardly change a rank correlation
+_CHUNK = 8192  # rows whose columns stay in a core's cache
 
 
-@dataclass
-class Side:
-    """What is kept of the training rows, or of the held-out rows.
+def reduce_step(
+    side: Side, part: StepRows, late: bool, seen: int, stride: int
+) -> tuple[StepSums, LateSums | None]:
+    """The sums of one step with rows; late: it counts for correlations and tables.
 
-    cells[s] (groups, strata, columns): BASE, then FORM of every predictor (NaN where it is
-    absent). cuts[kind][s] (groups, bins, columns): the same by the bins of each kind of CUTS.
-    calibration[predictor][s] (groups, bins, 4): n, w, wx, wy by the bins that edges[predictor]
-    part. cuts and calibration: of training rows alone, steps from `first` on.
-    tops[s] (groups, predictors + 2), steps from `first` on: w |dH| in the TOP share of the step's
-    rows by |prediction|, in that by |dH|, in all rows. trimmed[s], trimmed_within[s] (correlated
-    strata, predictors, 6): PAIR_SUMS of the rows up to the step's TRIM quantile of |dH|, and the
-    same of deviations from group means. srcc[s] (strata, predictors). tail (strata, predictors,
-    6): PAIR_SUMS beyond the run's TRIM quantile, steps from `first` on. kept: (code, y, x...) of
-    evenly spaced rows.
+    seen: rows of earlier steps; one random row of every `stride` is kept.
     """
-
-    strata: tuple[str, ...]
-    member: Array  # (CODES, strata)
-    correlated: int  # the first strata, which have correlations
-    steps: list[int] = field(default_factory=list)
-    cells: list[Array] = field(default_factory=list)
-    cuts: dict[str, list[Array]] = field(default_factory=dict)
-    edges: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    calibration: dict[str, list[Array]] = field(default_factory=dict)
-    trimmed: list[Array] = field(default_factory=list)
-    trimmed_within: list[Array] = field(default_factory=list)
-    srcc: list[Array] = field(default_factory=list)
-    tail: Array = field(default_factory=lambda: np.zeros(0))
-    tops: list[Array] = field(default_factory=list)
-    kept: list[NDArray[np.float32]] = field(default_factory=list)
-    kept_code: list[NDArray[np.int64]] = field(default_factory=list)
-    states: DistinctCount = field(default_factory=DistinctCount)
-
-
-def reduce_step(side: Side, part: StepRows, predictors: list[str], limit: float | None) -> None:
-    """Add the sums of one step; limit: the run's TRIM quantile of |dH|, None before `first`."""
-    size = np.abs(part.y)
-    whole = _sums(side, part, predictors)
-    side.steps.append(part.step)
-    side.cells.append(whole)
-    side.srcc.append(_rank_correlations(side, part, predictors))
-    step_tail = _pick(part, size > np.quantile(size, TRIM))
-    kept = without(pair_sums(whole), pair_sums(_sums(side, step_tail, predictors)))
-    kept = kept[:, : side.correlated]
-    side.trimmed.append(kept.sum(axis=0))
-    side.trimmed_within.append(centred(kept).sum(axis=0))
-    if limit is not None:
-        for kind, done in side.cuts.items():
-            done.append(_by_bin(part, predictors, kind))
-        for name, edges in side.edges.items():
-            side.calibration.setdefault(name, []).append(_by_prediction(part, name, edges))
-        side.tops.append(_tops(part, predictors))
-        beyond = pair_sums(_sums(side, _pick(part, size > limit), predictors))
-        side.tail += beyond[:, : side.correlated].sum(axis=0)
-        if part.state is not None and part.state.any():
-            side.states.add(part.state)
+    names, size = side.predictors, np.abs(part.y)
+    cuts = {kind: (part.cuts[kind], len(CUTS[kind])) for kind in side.kinds if kind in part.cuts}
+    by_code, *by_cut = _columns(part, names, [(part.code, CODES), *(cuts.values() if late else ())])
+    cells = _strata(by_code, side)
+    pairs = pair_sums(cells)[:, : side.correlated]
+    rest = without(pairs, _pairs(side, _pick(part, size > np.quantile(size, TRIM))))
+    sums = StepSums(
+        step=part.step,
+        cells=cells,
+        within=centred(pairs),
+        trimmed=rest.sum(axis=0),
+        trimmed_within=centred(rest).sum(axis=0),
+        srcc=_rank_correlations(side, part),
+    )
+    if not late:
+        return sums, None
+    at = one_of_each(stride, len(part.y), seen, part.step)
+    missing = np.full(len(at), np.nan, np.float32)
+    kept = [part.y[at], *(part.x[p][at] if p in part.x else missing for p in names)]
+    empty = {k: np.zeros((part.groups, len(CUTS[k]), cells.shape[-1])) for k in side.kinds}
+    return sums, LateSums(
+        tops=_tops(part, names),
+        cuts=empty | dict(zip(cuts, by_cut, strict=True)),
+        calibration={name: _by_prediction(part, name, e) for name, e in side.edges.items()},
+        kept=np.stack(kept),
+        code=part.code[at],
+        tail=_pairs(side, _pick(part, size > side.limit)).sum(axis=0),
+        density=_densities(side, part, size),
+    )
 
 
-def _sums(side: Side, part: StepRows, predictors: list[str]) -> Array:
-    sums = _columns(part, predictors, part.group * CODES + part.code, (part.groups, CODES))
-    return np.einsum("gck,cs->gsk", sums, side.member, optimize=True)
+def _columns(part: StepRows, predictors: list[str], cells: list[Cells]) -> list[Array]:
+    """Sums of BASE and of FORM of every predictor in each cell: (groups, cells, columns) each.
+
+    A product with the matrix of which row is in which cell, chunk by chunk: rows of a group stand
+    together, so a chunk touches few groups.
+    """
+    width = len(BASE) + len(FORM) * len(predictors)
+    out = [np.zeros((part.groups, count, width)) for _, count in cells]
+    for start in range(0, len(part.y), _CHUNK):
+        at = slice(start, start + _CHUNK)
+        values, group = _values(part, predictors, at), part.group[at]
+        low, high = int(group.min()), int(group.max()) + 1
+        ends = np.arange(len(group) + 1)
+        for total, (cell, count) in zip(out, cells, strict=True):
+            place = (group - low) * count + cell[at]
+            shape = (high - low) * count, len(group)
+            inside = csc_array((np.ones(len(group)), place, ends), shape=shape)
+            total[low:high] += (inside @ values).reshape(high - low, count, width)
+    absent = [i for i, name in enumerate(predictors) if name not in part.x]
+    for total in out:
+        for i in absent:
+            total[..., len(BASE) + i * len(FORM) :][..., : len(FORM)] = np.nan
+    return out
 
 
-def _by_bin(part: StepRows, predictors: list[str], kind: str) -> Array:
-    """Columns of each bin of a kind of CUTS: (groups, bins, columns); zeros where not logged."""
-    shape = part.groups, len(CUTS[kind])
-    if kind not in part.cuts:
-        return np.zeros((*shape, len(BASE) + len(FORM) * len(predictors)))
-    return _columns(part, predictors, part.group * shape[1] + part.cuts[kind], shape)
+def _values(part: StepRows, predictors: list[str], at: slice) -> Array:
+    w, y = part.weight[at], part.y[at].astype(np.float64)
+    wy = w * y
+    columns = [np.ones_like(w), w, wy, wy * y, np.abs(wy), w * part.entropy[at]]
+    columns += [w * part.under[at], w * (y < 0)]
+    for name in predictors:
+        if name in part.x:
+            x = part.x[name][at].astype(np.float64)
+            wx, wxy = w * x, wy * x
+            columns += [wx, wx * x, wxy, w * (wxy > 0), w * (wxy != 0)]
+        else:
+            columns += [np.zeros_like(w)] * len(FORM)
+    return np.stack(columns, axis=-1)
+
+
+def _strata(by_code: Array, side: Side) -> Array:
+    """Sums by CODES (groups, CODES, columns) to those by the side's strata."""
+    groups, _, width = by_code.shape
+    one = by_code.reshape(groups, *CELL, width)
+    edges = [one.sum(axis=axes) for axes in ((2, 3), (1, 3), (1, 2))]
+    every = np.concatenate([edges[0].sum(axis=1, keepdims=True), *edges], axis=1)
+    return every[:, : len(side.strata)]
+
+
+def _pairs(side: Side, part: StepRows) -> Array:
+    """PAIR_SUMS of the rows (groups, correlated strata, predictors, 6)."""
+    (by_code,) = _columns(part, side.predictors, [(part.code, CODES)])
+    return pair_sums(_strata(by_code, side))[:, : side.correlated]
 
 
 def _by_prediction(part: StepRows, name: str, edges: NDArray[np.float32]) -> Array:
@@ -104,30 +129,6 @@ def _by_prediction(part: StepRows, name: str, edges: NDArray[np.float32]) -> Arr
     cell = part.group * shape[1] + bins_of(x, edges)
     sums = [np.bincount(cell, v, shape[0] * shape[1]) for v in (None, w, w * x, w * part.y)]
     return np.stack(sums, axis=-1).reshape(*shape, 4).astype(np.float64, copy=False)
-
-
-def _columns(
-    part: StepRows, predictors: list[str], cell: NDArray[np.int64], shape: tuple[int, int]
-) -> Array:
-    """BASE, then FORM of every predictor, summed in each cell: (*shape, columns)."""
-
-    def total(values: Array | None) -> Array:
-        sums = np.bincount(cell, values, shape[0] * shape[1])
-        return sums.reshape(shape).astype(np.float64, copy=False)
-
-    w = part.weight
-    wy = w * part.y
-    columns = [None, w, wy, wy * part.y, np.abs(wy), w * part.entropy]
-    columns += [w * part.under, w * (part.y < 0)]
-    sums = [total(c) for c in columns]
-    for name in predictors:
-        if name not in part.x:
-            sums += [np.full(shape, np.nan)] * len(FORM)
-            continue
-        x = part.x[name].astype(np.float64)
-        wxy = wy * x
-        sums += [total(v) for v in (w * x, w * x * x, wxy, w * (wxy > 0), w * (wxy != 0))]
-    return np.stack(sums, axis=-1)
 
 
 def pair_sums(cells: Array) -> Array:
@@ -169,22 +170,36 @@ def _pick(part: StepRows, rows: NDArray[np.bool_]) -> StepRows:
     )  # fmt: skip
 
 
-def _rank_correlations(side: Side, part: StepRows, predictors: list[str]) -> Array:
-    out = np.full((side.correlated, len(predictors)), np.nan)
-    present = [k for k, name in enumerate(predictors) if name in part.x]
-    columns = [part.x[predictors[k]] for k in present]
+def _rank_correlations(side: Side, part: StepRows) -> Array:
+    """SRCC (correlated strata, predictors) on at most RANKED_ROWS random rows of each stratum."""
+    out = np.full((side.correlated, len(side.predictors)), np.nan)
+    present = [k for k, name in enumerate(side.predictors) if name in part.x]
+    columns = [part.x[side.predictors[k]] for k in present]
     for s in range(side.correlated):
-        at = slice(None) if s == 0 else np.flatnonzero(side.member[part.code, s])
-        y = part.y[at]
-        if len(y) >= MIN_ROWS:
-            out[s, present] = spearman([c[at] for c in columns], y)
+        inside = np.flatnonzero(side.member[part.code, s])
+        stride = max(1, -(-len(inside) // RANKED_ROWS))
+        at = inside[one_of_each(stride, len(inside), 0, part.step)]
+        if len(at) >= MIN_ROWS:
+            out[s, present] = spearman([c[at] for c in columns], part.y[at])
     return out
 
 
-def keep_rows(side: Side, part: StepRows, predictors: list[str], start: int, stride: int) -> None:
-    """Keep every `stride`-th row from `start` on for the pooled Spearman correlation."""
-    at = slice(start, None, stride)
-    missing = np.full(len(part.y[at]), np.nan, np.float32)
-    rows = [part.y[at], *(part.x[p][at] if p in part.x else missing for p in predictors)]
-    side.kept.append(np.stack(rows))
-    side.kept_code.append(part.code[at])
+def _densities(side: Side, part: StepRows, size: NDArray[np.float32]) -> dict[str, NDArray]:
+    """Rows per bin of (prediction, dH), of each form that the step has."""
+    if not side.limit > 0:
+        return {}
+    near = size <= side.limit
+    y = _density_bin(part.y, side.limit)
+    out = {}
+    for name, width in side.ranges.items():
+        if name in part.x and width > 0:
+            x = part.x[name]
+            inside = near & (np.abs(x) <= width)
+            place = _density_bin(x[inside], width) * DENSITY_BINS + y[inside]
+            out[name] = np.bincount(place, minlength=DENSITY_BINS**2)
+    return out
+
+
+def _density_bin(values: NDArray[np.float32], width: float) -> NDArray[np.int64]:
+    place = (values.astype(np.float64) / width + 1) * (DENSITY_BINS / 2)
+    return np.minimum(place, DENSITY_BINS - 1).astype(np.int64)

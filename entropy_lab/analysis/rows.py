@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,7 +25,8 @@ Columns = Mapping[str, NDArray]
 _P, _H = len(PROBABILITY_EDGES) - 1, len(ENTROPY_EDGES) - 1
 _LOGP_EDGES = np.log(np.array(PROBABILITY_EDGES[1:-1], dtype=np.float32))
 _H_EDGES = np.array(ENTROPY_EDGES[1:-1], dtype=np.float32)
-CODES = len(QUADRANTS) * _P * _H  # every row lies in one quadrant x probability x entropy cell
+CELL = (len(QUADRANTS), _P, _H)  # every row lies in one quadrant x probability x entropy cell
+CODES = math.prod(CELL)
 CORRELATED = ("all", *QUADRANTS, *probability_names())  # strata with rows in `validation`
 STRATA = (*CORRELATED, *entropy_names())
 # Columns of the sums. w = weight, y = dH, ay = |dH|, h = entropy, u: |dH| is below two floors,
@@ -33,18 +35,18 @@ BASE = ("n", "w", "wy", "wyy", "way", "wh", "wu", "wd")
 FORM = ("wx", "wxx", "wxy", "we", "wp")
 
 
-def _membership() -> NDArray[np.float64]:
-    quadrant, p, h = np.unravel_index(np.arange(CODES), (len(QUADRANTS), _P, _H))
+def _membership() -> NDArray[np.bool_]:
+    quadrant, p, h = np.unravel_index(np.arange(CODES), CELL)
     columns = [np.ones(CODES, bool)]
     columns += [quadrant == i for i in range(len(QUADRANTS))]
     columns += [p == i for i in range(_P)]
     columns += [h == i for i in range(_H)]
-    return np.stack(columns, axis=1).astype(np.float64)
+    return np.stack(columns, axis=1)
 
 
 MEMBER = _membership()  # (CODES, strata)
 HELD_OUT_STRATA = ("heldout",)
-HELD_OUT_MEMBER = np.ones((CODES, 1))
+HELD_OUT_MEMBER = MEMBER[:, :1]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class StepRows:
 
     y: dH. under: |dH| lies below two floors. x: predictor -> predicted dH, finite everywhere (a
     predictor that is not is absent). code: cell of STRATA. group: 0..groups-1. weight: 1 /
-    inclusion probability. cuts: bin of each kind of CUTS, as far as the log has what it is made of.
+    inclusion probability. states: the distinct ones, None where none are logged. cuts: bin of each
+    kind of CUTS, as far as the log has what it is made of.
     """
 
     step: int
@@ -96,7 +99,7 @@ class StepRows:
     group: NDArray[np.int64]
     groups: int
     weight: NDArray[np.float64]
-    state: NDArray[np.int64] | None
+    states: NDArray[np.int64] | None
     cuts: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
@@ -130,6 +133,7 @@ def _select(
 ) -> StepRows:
     picked = columns if keep.all() else {name: v[keep] for name, v in columns.items()}
     group, count, weight = group_index(picked["uid"], groups, probability)
+    states, cuts = _cuts(picked.get("pos"), picked.get("state"))
     forms = {k: v for k, v in picked.items() if k.startswith(PREDICTOR_PREFIX)}
     return StepRows(
         step=step,
@@ -145,8 +149,8 @@ def _select(
         group=group,
         groups=count,
         weight=weight,
-        state=picked.get("state"),
-        cuts=_cuts(picked.get("pos"), picked.get("state")),
+        states=states,
+        cuts=cuts,
     )
 
 
@@ -173,14 +177,17 @@ def _code(columns: Columns) -> NDArray[np.int64]:
     return ((region * _P + p) * _H + h).astype(np.int64, copy=False)
 
 
-def _cuts(pos: NDArray | None, state: NDArray | None) -> dict[str, NDArray[np.uint8]]:
-    out = {}
+def _cuts(
+    pos: NDArray | None, state: NDArray | None
+) -> tuple[NDArray[np.int64] | None, dict[str, NDArray[np.uint8]]]:
+    """The distinct states, and the bin of each row (n,) in the kinds of CUTS."""
+    states, out = None, {}
     if pos is not None:
         out["position"] = bins_of(pos, POSITION_EDGES[1:])
     if state is not None and state.any():  # all zero: the loop gave none
-        _, index, rows = np.unique(state, return_inverse=True, return_counts=True)
+        states, index, rows = np.unique(state, return_inverse=True, return_counts=True)
         out["states"] = bins_of(rows, STATE_EDGES[1:])[index]
-    return out
+    return states, out
 
 
 def needed(predictors: Sequence[str]) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bins import CUTS, QUANTILES
-from entropy_lab.analysis.reduce import Side, keep_rows, reduce_step
+from entropy_lab.analysis.reduce import reduce_step
 from entropy_lab.analysis.rows import (
     BASE,
     CORRELATED,
@@ -22,19 +25,20 @@ from entropy_lab.analysis.rows import (
     split,
     usable,
 )
+from entropy_lab.analysis.side import LateSums, Side, StepSums
 from entropy_lab.analysis.statistics import (
-    PAIR_SUMS,
     DistinctCount,
     TailQuantile,
+    one_of_each,
     quantile_edges,
 )
 from entropy_lab.analysis.tables import HELD_OUT, PREDICTOR_PREFIX, TRIM
 
 Steps = Callable[[Sequence[str]], Iterable[tuple[int, Columns]]]
 
-BINS = 61  # of the density, along each axis; odd, so that zero has its own bin
 _W, _WU = (BASE.index(name) for name in ("w", "wu"))
-_SAMPLE_ROWS = 2**20  # evenly spaced rows held for what needs an order of all rows
+_SAMPLE_ROWS = 2**20  # rows held for what needs an order of all rows
+_THREADS = 4  # each holds the columns and sums of a step
 
 
 @dataclass
@@ -45,8 +49,6 @@ class Scan:
     first: int
     train: Side
     held_out: Side
-    density: dict[str, NDArray[np.int64]]
-    ranges: dict[str, float]
     floor: float = float("nan")  # of dH, nats
     tokens: int = 0
     dropped: int = 0
@@ -64,7 +66,7 @@ class Scan:
 class Ranges:
     """From the first pass: tail quantiles of |dH| per side, and of the training rows' predictions.
 
-    edges: predictor -> inner edges of its calibration bins, of evenly spaced rows.
+    edges: predictor -> inner edges of its calibration bins, of a sample of the rows.
     """
 
     y: float
@@ -87,7 +89,8 @@ def measure_ranges(steps: Steps, predictors: list[str], first: int, rows: int) -
         held_out = (columns["flags"] & HELD_OUT) != 0
         held.add(np.abs(columns["dH"][good & held_out]))
         train = good & ~held_out
-        at = np.flatnonzero(train)[-seen % stride :: stride]
+        at = np.flatnonzero(train)
+        at = at[one_of_each(stride, len(at), seen, step)]
         for name in names:
             values = np.abs(columns[name] if train.all() else columns[name][train])
             tails[name].add(values[np.isfinite(values)])
@@ -107,6 +110,17 @@ def _stride(rows: int) -> int:
     return max(1, -(-rows // _SAMPLE_ROWS))
 
 
+@dataclass(frozen=True)
+class _Reduced:
+    """What one step gives, still apart from the other steps; sums: of each side that has rows."""
+
+    rows: int
+    dropped: int
+    states: list[NDArray[np.int64] | None]
+    absent: list[str]
+    sums: list[tuple[StepSums, LateSums | None] | None]
+
+
 def scan(
     steps: Steps,
     columns: Sequence[str],
@@ -119,59 +133,66 @@ def scan(
     floor: float = float("nan"),
 ) -> Scan:
     """Second pass: sums per step, stratum and prompt group, densities and distinct states."""
-    shape = (len(CORRELATED), len(predictors), len(PAIR_SUMS))
-    out = Scan(
-        predictors=predictors,
-        first=first,
-        train=Side(
-            STRATA,
-            MEMBER,
-            len(CORRELATED),
-            cuts={kind: [] for kind in CUTS},
-            edges=ranges.edges,
-            tail=np.zeros(shape),
-        ),
-        held_out=Side(HELD_OUT_STRATA, HELD_OUT_MEMBER, 1, tail=np.zeros((1, *shape[1:]))),
-        density={p: np.zeros(BINS * BINS, np.int64) for p in predictors},
-        ranges={"dH": ranges.y, **ranges.x},
-        floor=floor,
+    train = Side(
+        STRATA, MEMBER, len(CORRELATED), predictors, ranges.y, tuple(CUTS), ranges.edges, ranges.x
     )
-    stride, seen = _stride(rows), 0
-    for step, block in steps(columns):
-        train, held_out = split(step, block, groups, probability(step), floor)
-        out.tokens += len(train.y)
-        out.dropped += len(block["dH"]) - len(train.y) - len(held_out.y)
-        if train.state is not None and train.state.any():  # all zero: the loop gave none
-            out.states.add(train.state)
-        for side, part, limit in (
-            (out.train, train, ranges.y),
-            (out.held_out, held_out, ranges.y_held_out),
-        ):
-            if len(part.y):
-                reduce_step(side, part, predictors, limit if step >= first else None)
-                if step >= first:
-                    keep_rows(side, part, predictors, -seen % stride, stride)
-        for name in predictors:
-            if name not in train.x and len(train.y):
-                out.absent[name] = out.absent.get(name, 0) + 1
-            elif step >= first:
-                _count(out.density[name], train.x[name], train.y, ranges.x[name], ranges.y)
-        seen += len(block["dH"])
+    held_out = Side(HELD_OUT_STRATA, HELD_OUT_MEMBER, 1, predictors, ranges.y_held_out)
+    out = Scan(predictors, first, train, held_out, floor)
+    stride = _stride(rows)
+
+    def blocks() -> Iterator[tuple[int, Columns, int]]:
+        seen = 0
+        for step, block in steps(columns):
+            yield step, block, seen
+            seen += len(block["dH"])
+
+    def work(step: int, block: Columns, seen: int) -> _Reduced:
+        parts = split(step, block, groups, probability(step), floor)
+        late = step >= first
+        own = parts[0]
+        return _Reduced(
+            rows=len(own.y),
+            dropped=len(block["dH"]) - sum(len(part.y) for part in parts),
+            states=[part.states for part in parts],
+            absent=[name for name in predictors if name not in own.x] if len(own.y) else [],
+            sums=[
+                reduce_step(side, part, late, seen, stride) if len(part.y) else None
+                for side, part in zip((train, held_out), parts, strict=True)
+            ],
+        )
+
+    for one in _in_order(work, blocks()):
+        _take(out, one)
     return out
 
 
-def _count(
-    counts: NDArray[np.int64],
-    x: NDArray[np.float32],
-    y: NDArray[np.float32],
-    x_range: float,
-    y_range: float,
-) -> None:
-    if not (x_range > 0 and y_range > 0):
-        return
-    inside = (np.abs(x) <= x_range) & (np.abs(y) <= y_range)
-    ix, iy = (
-        np.minimum((v[inside].astype(np.float64) / r + 1) * (BINS / 2), BINS - 1).astype(np.int64)
-        for v, r in ((x, x_range), (y, y_range))
-    )
-    counts += np.bincount(ix * BINS + iy, minlength=BINS * BINS)
+def _take(out: Scan, one: _Reduced) -> None:
+    out.tokens += one.rows
+    out.dropped += one.dropped
+    for name in one.absent:
+        out.absent[name] = out.absent.get(name, 0) + 1
+    if one.states[0] is not None:
+        out.states.add(one.states[0])
+    for side, states, sums in zip((out.train, out.held_out), one.states, one.sums, strict=True):
+        if sums is not None:
+            side.add(*sums)
+            if states is not None and sums[1] is not None:
+                side.states.add(states)
+
+
+def _in_order(
+    work: Callable[..., _Reduced], jobs: Iterable[tuple[int, Columns, int]]
+) -> Iterator[_Reduced]:
+    """work(*job) of every job, in order, by threads: numpy lets go of the interpreter's lock.
+
+    Only a few jobs are in memory at a time. There are as many threads as pyarrow decodes with.
+    """
+    threads = min(_THREADS, pa.cpu_count())
+    waiting: deque[Future[_Reduced]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for job in jobs:
+            waiting.append(pool.submit(work, *job))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -99,8 +99,9 @@ def _deviations(values: NDArray[np.floating]) -> Array:
 
 
 def _correlation(a: Array, b: Array) -> float:
-    scale = float(a @ a) * float(b @ b)
-    return float(a @ b) / float(np.sqrt(scale)) if scale > 0 else float("nan")
+    # Not a @ b: BLAS would set threads of its own to it, in each of ours.
+    ab, aa, bb = (float(np.einsum("i,i", x, y)) for x, y in ((a, b), (a, a), (b, b)))
+    return ab / float(np.sqrt(aa * bb)) if aa * bb > 0 else float("nan")
 
 
 def top_rows(values: NDArray[np.floating], share: float) -> NDArray[np.bool_]:
@@ -111,6 +112,19 @@ def top_rows(values: NDArray[np.floating], share: float) -> NDArray[np.bool_]:
     out = size > least
     out[np.flatnonzero(size == least)[: count - np.count_nonzero(out)]] = True
     return out
+
+
+def one_of_each(stride: int, rows: int, seen: int, seed: int) -> NDArray[np.int64]:
+    """Indices of one random row of every `stride` rows of a stream, in the next `rows` of it.
+
+    seen: rows before. Not always the same place, so that no period of the rows (responses of one
+    length) shows; all of them where stride is 1.
+    """
+    starts = np.arange(-seen % stride, rows, stride)
+    if stride == 1:
+        return starts
+    at = starts + np.random.default_rng(seed).integers(0, stride, len(starts))
+    return at[at < rows]
 
 
 def quantile_edges(values: NDArray[np.float32], at: Sequence[float]) -> NDArray[np.float32]:

@@ -90,7 +90,8 @@ TABLES: dict[str, dict[str, str]] = {
         **_banded("pcc", "Pearson correlation of prediction and dH"),
         "pcc_trim99": "the same on rows with |dH| up to its 99 % quantile (of the step; of all "
         "rows for pooled)",
-        "srcc": "Spearman correlation, rows unweighted; pooled: at most 2^20 evenly spaced rows",
+        "srcc": "Spearman correlation, rows unweighted, on at most 2^14 random rows of a step and "
+        "stratum; pooled: on at most 2^20 random rows",
         **_banded("sign", "share of equal signs among rows where neither side is zero"),
         **_banded("slope", "least-squares factor through the origin of dH on the prediction"),
         "mse": "mean squared error, nats^2",
@@ -110,7 +111,7 @@ TABLES: dict[str, dict[str, str]] = {
         "predictor": "dH_pred_<predictor>",
         "n": "token rows",
         "pcc": "Pearson correlation in this step",
-        "srcc": "Spearman correlation in this step",
+        "srcc": "Spearman correlation in this step, on at most 2^14 random rows",
         "slope": "least-squares factor through the origin",
         "mean_dH": "mean dH",
         "mean_predicted": "mean prediction",
@@ -165,7 +166,7 @@ TABLES: dict[str, dict[str, str]] = {
     | {
         "predictor": "dH_pred_<predictor>",
         "bin": "from the lowest predictions to the highest, by quantile; a value that fills a bin "
-        "has one of its own. Edges: of at most 2^20 evenly spaced rows",
+        "has one of its own. Edges: of at most 2^20 random rows",
         "lo": "lower edge of the prediction, in the bin",
         "hi": "upper edge",
         "n": "token rows",

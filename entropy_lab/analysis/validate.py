@@ -9,10 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, nan_median, recentred
-from entropy_lab.analysis.reduce import MIN_ROWS, Side, pair_sums, sign_sums
+from entropy_lab.analysis.reduce import MIN_ROWS, pair_sums, sign_sums
 from entropy_lab.analysis.scan import Scan
+from entropy_lab.analysis.side import Side
 from entropy_lab.analysis.statistics import (
-    centred,
     mean_squared_error,
     pearson,
     ratio,
@@ -77,12 +77,14 @@ def validation(found: Scan) -> pd.DataFrame:
             cells = padded.cells(s)
             pairs, signs = pair_sums(cells), sign_sums(cells)  # (S, G, predictors, 6 and 2)
             under = found.under_floor(cells.sum(axis=(0, 1)))
-            inside = kept[:, side.member[code, s] > 0]
+            within, _ = stacked([side.within[i][:, s] for i in padded.at])
+            inside = kept[:, side.member[code, s]]
             tops = stacked(side.tops)[0] if s == 0 else None
             for k, name in enumerate(found.predictors):
                 one = _Stratum(
                     draws=padded.draws,
                     pairs=pairs[:, :, k],
+                    within=within[:, :, k],
                     rows=np.where(pairs[:, :, k, 0] > 0, cells[..., 0], 0.0).sum(axis=1),
                     trimmed=trimmed[:, s, k],
                     trimmed_within=trimmed_within[:, s, k],
@@ -100,13 +102,14 @@ def validation(found: Scan) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Stratum:
-    """One predictor in one stratum: pairs (S, G, 6), signs (S, G, 2), rows (S,), run's tail.
+    """One predictor in one stratum: pairs, within (S, G, 6), signs (S, G, 2), rows (S,), tail.
 
     tops (S, G, 3), of all rows alone: |dH| in the form's top rows, in its own, in all.
     """
 
     draws: Draws
     pairs: Array
+    within: Array
     rows: Array
     trimmed: Array
     trimmed_within: Array
@@ -126,7 +129,7 @@ class _Stratum:
         per_step = [
             self._per_step(used, self.pairs, self.trimmed),
             self._pooled(),
-            self._per_step(used, centred(self.pairs), self.trimmed_within),
+            self._per_step(used, self.within, self.trimmed_within),
         ]
         per_step[0]["srcc"] = _middle(self.srcc[used])
         per_step[0]["mse"] = _middle(mean_squared_error(sums[used]))

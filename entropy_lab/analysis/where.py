@@ -13,7 +13,8 @@ from entropy_lab.analysis.bins import (
     probability_names,
 )
 from entropy_lab.analysis.rows import BASE, FORM
-from entropy_lab.analysis.scan import BINS, Scan
+from entropy_lab.analysis.scan import Scan
+from entropy_lab.analysis.side import DENSITY_BINS as BINS
 from entropy_lab.analysis.statistics import ratio
 from entropy_lab.analysis.tables import QUADRANTS, frame, records
 from entropy_lab.analysis.validate import Padded
@@ -118,16 +119,16 @@ def regions(found: Scan) -> pd.DataFrame:
 def density(found: Scan) -> pd.DataFrame:
     """Rows per bin of (prediction, dH), bins with rows only."""
     parts = []
-    y_range = found.ranges["dH"]
-    for name, counts in found.density.items():
+    side = found.train
+    for name, counts in side.density.items():
         at = np.flatnonzero(counts)
         centre = (2 * np.arange(BINS) + 1) / BINS - 1
         parts.append(
             pd.DataFrame(
                 {
                     "predictor": name,
-                    "x": centre[at // BINS] * found.ranges[name],
-                    "y": centre[at % BINS] * y_range,
+                    "x": centre[at // BINS] * side.ranges[name],
+                    "y": centre[at % BINS] * side.limit,
                     "count": counts[at],
                 }
             )
@@ -139,15 +140,16 @@ def density_panels(found: Scan, validation: pd.DataFrame, unit: str) -> pd.DataF
     """One row per predictor with a density: its ranges, its slope and its correlations."""
     rows = []
     overall = {(r["scope"], r["predictor"]): r for r in records(validation, stratum="all")}
-    for name, counts in found.density.items():
+    side = found.train
+    for name, counts in side.density.items():
         if not counts.any() or ("pooled", name) not in overall:
             continue
         within, pooled = overall["within_step", name], overall["pooled", name]
         rows.append(
             {
                 "predictor": name,
-                "x_range": found.ranges[name],
-                "y_range": found.ranges["dH"],
+                "x_range": side.ranges[name],
+                "y_range": side.limit,
                 "bins": BINS,
                 "n": pooled["n"],
                 "shown": int(counts.sum()),
