@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from entropy_lab.analysis.bootstrap import MANY_STEPS, draw, recentred
-from entropy_lab.analysis.statistics import pearson
+from entropy_lab.analysis.statistics import pearson, ratio, slope_through_origin
 
 GROUPS, STATES, TIMES = 8, 20, 3
 RHO = 0.4
 
 
 def steps(rng: np.random.Generator, count: int, spread: float) -> np.ndarray:
-    """Pair sums (count, GROUPS, 6): each step has its own rho, each state stands TIMES times.
+    """Sums (count, GROUPS, 10): each step has its own rho, each state stands TIMES times.
+
+    PAIR_SUMS, then what signs and a bin of the calibration need: rows of equal sign, all rows, dH
+    and rows where x is above 1.
 
     dH has heavy tails (Student's t with 4 degrees) and is equal in all rows of a state.
     """
@@ -22,28 +25,40 @@ def steps(rng: np.random.Generator, count: int, spread: float) -> np.ndarray:
     x = rho * y + np.sqrt(1 - rho**2) * rng.normal(size=y.shape)
     x, y = (np.repeat(v, TIMES, axis=2) for v in (x, y))
     x = x + 0.3 * rng.normal(size=x.shape)
-    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1).sum(axis=2)
+    one, high = np.ones_like(x), x > 1
+    columns = [one, x, y, x * x, y * y, x * y, x * y > 0, one, high * y, high]
+    return np.stack(columns, axis=-1).sum(axis=2)
 
 
 def coverage(count: int, spread: float, replicates: int, seed: int = 0) -> dict[str, float]:
     """Share of runs of `count` steps whose interval holds what endless such steps would give."""
     rng = np.random.default_rng(seed)
     many = np.concatenate([steps(rng, 500, spread) for _ in range(40)])
-    each = pearson(many.sum(axis=1))
-    truth = {"median": np.median(each), "mean square": (each**2).mean(),
-             "pooled": pearson(many.sum(axis=(0, 1)))}  # fmt: skip
+    each, slopes = (f(many[..., :6].sum(axis=1)) for f in (pearson, slope_through_origin))
+    whole = many.sum(axis=(0, 1))
+    truth = {
+        "median": np.median(each), "mean square": (each**2).mean(), "pooled": pearson(whole[:6]),
+        "slope": np.median(slopes), "pooled slope": slope_through_origin(whole[:6]),
+        "sign": whole[6] / whole[7], "bin": whole[8] / whole[9],
+    }  # fmt: skip
     hits = dict.fromkeys(truth, 0)
     for trial in range(replicates):
         sums = steps(rng, count, spread)
-        value = pearson(sums.sum(axis=1))
+        own = sums[..., :6].sum(axis=1)
+        value, slope = pearson(own), slope_through_origin(own)
         draws = draw(np.full(count, GROUPS), seed=trial)
         pool = draws.pool(sums)
-        within = pearson(pool)
-        pooled = float(pearson(sums.sum(axis=(0, 1))))
+        within, slopes = pearson(pool[..., :6]), slope_through_origin(pool[..., :6])
+        totals = draws.totals(pool)
+        pooled = float(pearson(own.sum(axis=0)))
         for name, numbers in (
             ("median", draws.medians(within, value)),
             ("mean square", draws.means(within**2, value**2)),
-            ("pooled", recentred(pearson(draws.totals(pool)), pooled)),
+            ("pooled", recentred(pearson(totals[..., :6]), pooled)),
+            ("slope", draws.medians(slopes, slope, -np.inf, np.inf)),
+            ("pooled slope", slope_through_origin(totals[..., :6])),
+            ("sign", ratio(totals[:, 6], totals[:, 7])),
+            ("bin", ratio(totals[:, 8], totals[:, 9])),
         ):
             low, high = draws.interval(numbers, count)
             hits[name] += low <= truth[name] <= high
@@ -55,7 +70,9 @@ def coverage(count: int, spread: float, replicates: int, seed: int = 0) -> dict[
 @pytest.mark.parametrize("count", [20, 40])
 def test_intervals_cover_the_truth_as_often_as_they_say(count: int, spread: float) -> None:
     for name, share in coverage(count, spread, replicates=1000).items():
-        assert 0.93 <= share <= 0.97, (name, share)
+        # The slope over all rows leans on the few largest rows, which 20 steps may lack.
+        least = 0.92 if name == "pooled slope" else 0.93
+        assert least <= share <= 0.97, (name, share)
 
 
 @pytest.mark.slow
