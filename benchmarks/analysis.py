@@ -1,13 +1,14 @@
 """A1: seconds and resident memory of analyzing token rows, on two threads.
 
-    python -m benchmarks.analysis [--rows N] [--step-rows N] [--log DIR]
+    python -m benchmarks.analysis [--rows N] [--step-rows N] [--deep-every N] [--log DIR]
 
 Bar: 50 M rows in at most 60 s and 2 GB. The log is written by the real writer into a temporary
 folder, with the rows of benchmarks.writer in the profile `full`: prompt groups of eight, six closed
-forms, no deep steps. Every step has its own uids and states. The analysis, and one bare pass that
-decodes the columns which the analysis reads and does nothing with them, run in processes of their
-own, held to two cores; the bare pass comes first, so that both read from the page cache. Fewer rows
-are extrapolated in proportion, although a second or two do not grow with them.
+forms, no deep steps unless asked for. Every step has its own uids and states. The analysis, and one
+bare pass that decodes the columns which the analysis reads and does nothing with them, run in
+processes of their own, held to two cores; the bare pass comes first, so that both read from the
+page cache. Fewer rows are extrapolated in proportion, although a second or two do not grow with
+them.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ ROWS, SECONDS, GIGABYTES = 50_000_000, 60.0, 2.0
 _MIX = 0x9E3779B97F4A7C1  # another state hash for every step
 
 
-def write_log(path: Path, rows: int, step_rows: int) -> None:
+def write_log(path: Path, rows: int, step_rows: int, deep_every: int) -> None:
     """Write a finished run of at least `rows` token rows."""
-    floats = [name for name in token_schema("full").names if name not in TOKEN_KEYS]
+    deep = deep_every > 0
+    floats = [name for name in token_schema("full", deep=deep).names if name not in TOKEN_KEYS]
+    late = [name for name in floats if name not in token_schema("full").names]
     rng = np.random.default_rng(0)
     blocks = [rows_of(rng, 0, step_rows, floats) for _ in range(WINDOW_STEPS)]
     create_run(path, {}, seeds=0)
     steps = -(-rows // step_rows)
-    with RunWriter(path, profile="full", flush_steps=WINDOW_STEPS) as writer:
+    missing = dict.fromkeys(late, np.full(step_rows, np.nan, np.float32))
+    with RunWriter(path, profile="full", flush_steps=WINDOW_STEPS, deep=deep) as writer:
         for step in range(steps):
             block = blocks[step % WINDOW_STEPS]
             uid = block["uid"] + (step << 32)
@@ -52,6 +56,7 @@ def write_log(path: Path, rows: int, step_rows: int) -> None:
                 block
                 | {"step": np.full(step_rows, step, np.int32), "uid": uid}
                 | {"state": block["state"] ^ np.int64(step * _MIX % 2**63)}
+                | (missing if deep and step % deep_every else {})
             )
             writer.samples(_samples(step, np.unique(uid)))
             writer.step({"step": step, "floor": 1e-6, "floor_rows": 1e3})
@@ -98,14 +103,14 @@ def measured(side: str, path: Path, *more: str) -> dict[str, float]:
     return json.loads(out.stdout)
 
 
-def run_side(side: str, path: Path, rows: int, step_rows: int) -> None:
+def run_side(side: str, path: Path, args: argparse.Namespace) -> None:
     """Run one side in this process and print what it took as JSON."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     pa.set_cpu_count(THREADS)
     start = time.perf_counter()
     if side == "write":
-        write_log(path, rows, step_rows)
+        write_log(path, args.rows, args.step_rows, args.deep_every)
     elif side == "bare":
         bare(path)
     else:
@@ -137,17 +142,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A1: time and memory of the analysis")
     parser.add_argument("--rows", type=int, default=5_000_000, help="token rows")
     parser.add_argument("--step-rows", type=int, default=262_144, help="token rows a step")
+    parser.add_argument("--deep-every", type=int, default=0, help="every Nth step is deep")
     parser.add_argument("--log", type=Path, help="a run to analyze; written there if missing")
     parser.add_argument("--side", choices=["write", "bare", "analysis"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        run_side(args.side, args.log, args.rows, args.step_rows)
+        run_side(args.side, args.log, args)
         return
     with tempfile.TemporaryDirectory(prefix="entropy-lab-a1-") as folder:
         path = args.log or Path(folder) / "run"
         if not (path / "run.json").exists():
-            sizes = "--rows", str(args.rows), "--step-rows", str(args.step_rows)
-            measured("write", path, *sizes)
+            names = ("rows", "step_rows", "deep_every")
+            settings = [f"--{n.replace('_', '-')}={getattr(args, n)}" for n in names]
+            measured("write", path, *settings)
         run = open_run(path)
         rows = sum(pq.read_metadata(part).num_rows for part in run.token_files)
         print(f"{rows:,} token rows of {len(run.steps_probed)} steps")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from entropy_lab.analysis import analyze, read_tables, reduce, side
+from entropy_lab.analysis import analyze, influence, read_tables, reduce, side
 from entropy_lab.errors import RunError
 from entropy_lab.record import create_run, open_run
 from synthetic import write_run
@@ -96,6 +96,19 @@ def test_rank_correlations_of_a_huge_step_are_those_of_a_sample(
         out += list(data.query("stratum == 'all' and predictor == 'steer'")["srcc"])
     assert exact != sampled
     np.testing.assert_allclose(sampled, exact, atol=4 / np.sqrt(500))
+
+
+def test_ranks_of_scores_are_those_of_a_sample_in_a_huge_deep_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", steps=8, groups=32, length=24, deep_every=1, held_out=False)
+    exact = analyze([tmp_path / "run"]).tables["influence"]
+    monkeypatch.setattr(influence, "RANKED_ROWS", 500)
+    sampled = analyze([tmp_path / "run"]).tables["influence"]
+    assert (exact["srcc"] != sampled["srcc"]).any()
+    np.testing.assert_allclose(sampled["srcc"], exact["srcc"], atol=4 / np.sqrt(500))
+    rest = [c for c in exact if not c.startswith("srcc")]
+    pd.testing.assert_frame_equal(exact[rest], sampled[rest])
 
 
 def test_an_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:

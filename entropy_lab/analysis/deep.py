@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from entropy_lab.analysis.rows import BASE, FORM, Columns, Groups, group_index, usable
 from entropy_lab.analysis.scan import Scan
+from entropy_lab.analysis.statistics import one_of_each
 from entropy_lab.analysis.tables import HELD_OUT, PREDICTOR_PREFIX, TARGETS
 
 Array = NDArray[np.float64]
@@ -36,6 +37,15 @@ class DeepRows:
         """Weighted sum of values (n,) in each prompt group: (groups,)."""
         sums = np.bincount(self.group, self.weight * values, self.groups)
         return sums.astype(np.float64, copy=False)
+
+    def sample(self, most: int) -> NDArray[np.int64]:
+        """Indices of at most `most` random rows; all of them where there are no more."""
+        stride = max(1, -(-len(self.weight) // most))
+        return one_of_each(stride, len(self.weight), 0, self.step)
+
+    def only(self, rows: NDArray[np.int64]) -> DeepRows:
+        """These rows alone, without columns, to sum values of theirs by the same groups."""
+        return DeepRows(self.step, {}, self.group[rows], self.groups, self.weight[rows])
 
     def pair_sums(self, x: Array, y: Array) -> Array:
         """PAIR_SUMS of x (n,) and y (n,) in each prompt group: (groups, 6); NaN spreads."""

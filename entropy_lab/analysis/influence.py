@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from entropy_lab.analysis.bootstrap import Draws, draw, unit
 from entropy_lab.analysis.deep import DeepRows
-from entropy_lab.analysis.reduce import MIN_ROWS
+from entropy_lab.analysis.reduce import MIN_ROWS, RANKED_ROWS
 from entropy_lab.analysis.statistics import pearson, ranks, ratio, stacked, top_rows
 from entropy_lab.analysis.tables import (
     PREDICTOR_PREFIX,
@@ -71,18 +71,20 @@ class InfluenceSums:
         free = push_free(step.columns, step.weight)
         scores |= {("push-free", name): x for name, x in free.items()}
         scores = {key: x for key, x in scores.items() if np.isfinite(x).all()}
-        ranked = {key: ranks(x) for key, x in scores.items()}
+        some = step.sample(RANKED_ROWS)
+        part = step.only(some)
+        ranked = {key: ranks(x[some]) for key, x in scores.items()}
         tops = {key: top_rows(x, TOP) for key, x in scores.items()}
         for target in TARGETS:
             y = step.columns.get(target, np.full(1, np.nan))
             if not np.isfinite(y).all():
                 continue
-            order, best = ranks(y), top_rows(y, TOP)
+            order, best = ranks(y[some]), top_rows(y, TOP)
             for (kind, name), x in scores.items():
                 key = kind, name
                 shares = [tops[key] * np.abs(y), best * np.abs(y), np.abs(y)]
                 signs = [x * y > 0, x * y != 0]
-                sums = [step.pair_sums(x, y), step.pair_sums(ranked[key], order)]
+                sums = [step.pair_sums(x, y), part.pair_sums(ranked[key], order)]
                 sums += [step.total(v.astype(np.float64))[:, None] for v in (*signs, *shares)]
                 place = target, kind, name
                 self.steps.setdefault(place, []).append(np.concatenate(sums, axis=1))

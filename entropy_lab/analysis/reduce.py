@@ -71,22 +71,28 @@ def _columns(part: StepRows, predictors: list[str], cells: list[Cells]) -> list[
     A product with the matrix of which row is in which cell, chunk by chunk: rows of a group stand
     together, so a chunk touches few groups.
     """
-    width = len(BASE) + len(FORM) * len(predictors)
-    out = [np.zeros((part.groups, count, width)) for _, count in cells]
+    present = [name for name in predictors if name in part.x]
+    width = len(BASE) + len(FORM) * len(present)
+    sums = [np.zeros((part.groups, count, width)) for _, count in cells]
     for start in range(0, len(part.y), _CHUNK):
         at = slice(start, start + _CHUNK)
-        values, group = _values(part, predictors, at), part.group[at]
+        values, group = _values(part, present, at), part.group[at]
         low, high = int(group.min()), int(group.max()) + 1
         ends = np.arange(len(group) + 1)
-        for total, (cell, count) in zip(out, cells, strict=True):
+        for total, (cell, count) in zip(sums, cells, strict=True):
             place = (group - low) * count + cell[at]
             shape = (high - low) * count, len(group)
             inside = csc_array((np.ones(len(group)), place, ends), shape=shape)
             total[low:high] += (inside @ values).reshape(high - low, count, width)
-    absent = [i for i, name in enumerate(predictors) if name not in part.x]
-    for total in out:
-        for i in absent:
-            total[..., len(BASE) + i * len(FORM) :][..., : len(FORM)] = np.nan
+    if present == predictors:
+        return sums
+    known = np.repeat(
+        [True] + [name in part.x for name in predictors],
+        [len(BASE)] + [len(FORM)] * len(predictors),
+    )
+    out = [np.full((*total.shape[:2], len(known)), np.nan) for total in sums]
+    for whole, total in zip(out, sums, strict=True):
+        whole[..., known] = total
     return out
 
 
@@ -96,12 +102,9 @@ def _values(part: StepRows, predictors: list[str], at: slice) -> Array:
     columns = [np.ones_like(w), w, wy, wy * y, np.abs(wy), w * part.entropy[at]]
     columns += [w * part.under[at], w * (y < 0)]
     for name in predictors:
-        if name in part.x:
-            x = part.x[name][at].astype(np.float64)
-            wx, wxy = w * x, wy * x
-            columns += [wx, wx * x, wxy, w * (wxy > 0), w * (wxy != 0)]
-        else:
-            columns += [np.zeros_like(w)] * len(FORM)
+        x = part.x[name][at].astype(np.float64)
+        wx, wxy = w * x, wy * x
+        columns += [wx, wx * x, wxy, w * (wxy > 0), w * (wxy != 0)]
     return np.stack(columns, axis=-1)
 
 

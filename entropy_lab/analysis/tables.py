@@ -245,7 +245,7 @@ TABLES: dict[str, dict[str, str]] = {
         "n": "token rows",
         "steps": "deep steps",
         **_banded("pcc", "Pearson correlation with the target, median over steps"),
-        **_banded("srcc", "Spearman correlation, median over steps"),
+        **_banded("srcc", "Spearman correlation on at most 2^14 rows of a step, median over steps"),
         **_banded("sign", "share of equal signs where neither side is zero, median over steps"),
         **_banded(
             "capture",
