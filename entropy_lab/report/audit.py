@@ -30,7 +30,7 @@ def audit_lines(tables: Tables) -> list[str]:
     twice = any(_reproduces(row) for row in rows)
     shown = [row for row in rows if not (twice and row["kind"] == "run")]
     for row in shown:
-        if row["method"] != row["reference"] or len(shown) == 1:
+        if row["method"] != row["reference"] or row["own"]:
             lines += ["", *_block(row, tables)]
     lines += ["", *_agreement(tables["audit_agreement"], [row["method"] for row in shown])]
     lines += _scale(first)

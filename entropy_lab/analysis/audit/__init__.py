@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pandas as pd
 
 from entropy_lab.analysis.audit.candidate import Candidate
 from entropy_lab.analysis.audit.log import Log
-from entropy_lab.analysis.audit.planned import Planned
 from entropy_lab.analysis.audit.profile import Profile
 from entropy_lab.analysis.audit.result import tables
 from entropy_lab.analysis.audit.runner import RUN, Runner
@@ -59,15 +58,10 @@ def audit(
     a method reads.
     """
     log = Log(open_run(run_dir))
+    methods = methods or [_own(log)]
     found: list[Candidate] = [candidate_of(m) for m in methods]
-    if not found:
-        if log.own is None:
-            raise ConfigError(
-                f"{run_dir} does not say which method made it: name what to audit with --method"
-            )
-        found = [Planned(log.own_name, "registry", asdict(log.own), log.own)]
-    base = candidate_of(reference)
-    same = [c for c in found if c.label == base.label]
+    same = [c for c, m in zip(found, methods, strict=False) if m is reference or m == reference]
+    base = same[0] if same else candidate_of(reference)
     candidates = found if same else [*found, base]
     _check_labels([c.label for c in candidates])
     done = Runner(log, candidates, base.label, Profile.over(len(log.run.steps_probed)))
@@ -76,6 +70,20 @@ def audit(
     target = Path(out) if out is not None else log.run.path / "analysis"
     write_tables(target, result)
     return Audit(log.name, target, result)
+
+
+def _own(log: Log) -> str:
+    """The run's own method as `--method` would name it."""
+    if log.own is None:
+        raise ConfigError(
+            f"{log.run.path} does not say which method made it: name what to audit with --method"
+        )
+    chosen = [
+        f"{f.name}={getattr(log.own, f.name)}".replace("=True", "=true").replace("=False", "=false")
+        for f in fields(log.own)
+        if getattr(log.own, f.name) != f.default
+    ]
+    return ":".join([log.own_name, *([",".join(chosen)] if chosen else [])])
 
 
 def _check_labels(labels: list[str]) -> None:

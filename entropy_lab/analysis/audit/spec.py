@@ -107,7 +107,9 @@ def _from_object(label: str, thing: Any, params: dict[str, Any]) -> Candidate:
 
 
 def _name_of(thing: Any) -> str:
-    return getattr(thing, "name", None) or getattr(thing, "__name__", type(thing).__name__)
+    if type(thing) in INTERVENTIONS.values():
+        return thing.name
+    return getattr(thing, "__name__", type(thing).__name__)
 
 
 def _load_file(path: Path) -> Any:

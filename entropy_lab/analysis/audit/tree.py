@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 _LEAVES = 32
 _SMALLEST = 3  # rows of a leaf: few tokens are clipped
-_LEAST_GAIN = 1e-3  # of the total variance; below it a cut is as good as noise
+_LEAST_GAIN = 2e-4  # of the total variance; below it a cut is as good as noise
 
 
 @dataclass
