@@ -18,8 +18,8 @@ from torch import nn
 from entropy_lab import Probe, TokenBatch, load, token_stats
 from entropy_lab.analysis.audit import audit, candidate_of
 from entropy_lab.analysis.audit.candidate import Part
-from entropy_lab.analysis.audit.losses import loss_candidate
 from entropy_lab.analysis.audit.log import Log
+from entropy_lab.analysis.audit.losses import loss_candidate
 from entropy_lab.analysis.audit.view import View
 from verl_losses import ActorConfig, verl_losses
 

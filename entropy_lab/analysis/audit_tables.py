@@ -43,16 +43,22 @@ AUDIT_TABLES: dict[str, dict[str, str]] = {
         "own": "it is the method that made the run",
         **_banded("distance", "|c - c_reference| / |c_reference|, over all steps"),
         "cosine": "cosine of c and c_reference, over all steps",
-        **_banded("distance_logits", "the same as distance for the gradients at the logits, "
-                  "c (e_a - pi) - e S, so that a push on the entropy counts"),
+        **_banded(
+            "distance_logits",
+            "the same as distance for the gradients at the logits, "
+            "c (e_a - pi) - e S, so that a push on the entropy counts",
+        ),
         "entropy_push": "e is not 0 somewhere",
         "inert": f"distance and distance_logits are below {INERT:g}",
         "distance_run": "|c - recorded c| / |recorded c|, over all steps",
         "distance_run_max": "the same of the worst step",
         "distance_run_entropy": "the same of e, worst step; infinite where only the method "
         "pushes the entropy",
-        **_banded("touched", "share of tokens whose push differs from the reference's by more "
-                  f"than {INERT:.0%} of the larger of the two"),
+        **_banded(
+            "touched",
+            "share of tokens whose push differs from the reference's by more "
+            f"than {INERT:.0%} of the larger of the two",
+        ),
         "weight_mean": "mean weight c N / (r A) on the reference's unclipped push, tokens A != 0",
         "weight_sd": "its standard deviation, all steps",
         **{
@@ -92,8 +98,11 @@ AUDIT_TABLES: dict[str, dict[str, str]] = {
         "n": "token rows",
         "steps": "steps with a value",
         **_banded("pcc", "Pearson correlation of their c, median over steps"),
-        **_banded("jaccard", "touched by both over touched by either, all steps; NaN: by "
-                  "neither, or beside the reference"),
+        **_banded(
+            "jaccard",
+            "touched by both over touched by either, all steps; NaN: by "
+            "neither, or beside the reference",
+        ),
         **_UNIT,
     },
     "audit_scope": _RUN

@@ -130,7 +130,7 @@ class SimpleLoss(Loss):
         moments = (part.stats.m0, part.stats.m1, part.stats.m2)
         stats = TokenStats(leaves.logp, leaves.entropy, *moments)
         inputs = bugs.inputs_of(part.batch, stats)
-        first, second = _positional(self.function)
+        first, second = _positional(self.function)[:2]
         others = {k: v for k, v in self.settings.items() if k != bugs.ALLOW_PRODUCT}
         named = {first: part.batch, second: stats, **others}
         return self._gradient(part, leaves, inputs, named)
@@ -150,13 +150,13 @@ def loss_candidate(label: str, function: Callable[..., Any], params: dict[str, A
                 "have: give it a default"
             )
         return VerlLoss(label, "verl loss", params, function=function)
-    if len(_positional(function)) == 2:
+    unset = [name for name in _positional(function)[2:] if name not in params]
+    if len(_positional(function)) >= 2 and (not unset or names[:2] == ["batch", "stats"]):
         for key in params:
             if key not in names[2:] and key != bugs.ALLOW_PRODUCT:
                 raise ConfigError(f"{label} has no parameter {key!r}: {nearest(key, names[2:])}")
-        lacking = [p.name for p in named[2:] if p.default is p.empty and p.name not in params]
-        if lacking:
-            raise ConfigError(f"{label} needs {lacking[0]}: set it, as in {label}:{lacking[0]}=1.0")
+        if unset:
+            raise ConfigError(f"{label} needs {unset[0]}: set it, as in FILE.py:loss:{unset[0]}=1")
         return SimpleLoss(label, "loss", params, function=function)
     raise ConfigError(
         f"{label} takes ({', '.join(takes)}): a method has plan(batch, stats, state), a loss takes "

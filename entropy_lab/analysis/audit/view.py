@@ -83,9 +83,7 @@ class View:
             norm_entropy=square,
             bins={
                 "quadrant": step.flat(quadrant(advantage, *_pair(step.statistics))).astype(int),
-                "probability": np.searchsorted(
-                    PROBABILITY_EDGES[1:-1], np.exp(logp), side="right"
-                ),
+                "probability": np.searchsorted(PROBABILITY_EDGES[1:-1], np.exp(logp), side="right"),
                 "entropy": np.searchsorted(ENTROPY_EDGES[1:-1], entropy, side="right"),
             },
             group=index[response],
