@@ -1,4 +1,4 @@
-"""The command line: train, analyze, plot, doctor, list."""
+"""The command line: train, analyze, audit, plot, doctor, list."""
 
 from __future__ import annotations
 
@@ -127,6 +127,40 @@ def analyze(
         return
     print("\n".join(summary_lines(found.tables)))
     print(f"report: {report}")
+
+
+@app.command(epilog="Example: entropy-lab audit runs/demo --method steer --method mine.py:loss")
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory.")],
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="NAME|FILE.py:CALLABLE[:KEY=VALUE,...]",
+            help="A method of `entropy-lab list methods`, a class or object with plan(batch, "
+            "stats, state), a policy loss with verl's arguments (old_log_prob, log_prob, "
+            "advantages, response_mask, ...), or loss(batch, stats) -> scalar; repeatable. "
+            "Without it, the run's own method.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="What every method is compared with, written as --method.")
+    ] = "grpo",
+    out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/analysis.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the tables as one JSON object.")
+    ] = False,
+) -> None:
+    """What would another method have done to the tokens of this log?"""
+    from entropy_lab.analysis.audit import audit as examine
+    from entropy_lab.report.audit import audit_lines
+
+    found = examine(run, methods or [], reference=reference, out=out)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+        return
+    print("\n".join(audit_lines(found.tables)))
+    print(f"tables: {found.out / 'audit*.parquet'}")
 
 
 @app.command(epilog="Example: entropy-lab plot quadrants --from runs/demo --out figures")

@@ -10,8 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from entropy_lab.analysis.audit_tables import AUDIT_TABLES
 from entropy_lab.analysis.tables import TABLES
 from entropy_lab.errors import RunError
+
+_COLUMNS = TABLES | AUDIT_TABLES
 
 
 def write_tables(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -22,7 +25,7 @@ def write_tables(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in tables.items():
-            _write(out / f"{name}.parquet", data, TABLES[name])
+            _write(out / f"{name}.parquet", data, _COLUMNS[name])
     except OSError as error:
         raise RunError(f"cannot write the analysis to {out}: {error.strerror or error}") from error
 
@@ -63,8 +66,9 @@ def _home(folder: Path) -> Path:
 def _read(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.exists():
+        made = "audit" if name in AUDIT_TABLES else "analyze"
         raise RunError(
-            f"{folder} has no {path.name}: make it with `entropy-lab analyze RUN_DIR`"
+            f"{folder} has no {path.name}: make it with `entropy-lab {made} RUN_DIR`"
             + (" of several runs" if name == "comparison" else "")
         )
     try:
@@ -73,7 +77,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
         raise RunError(
             f"{path} is damaged ({str(error).splitlines()[0]}): run `entropy-lab analyze` again"
         ) from error
-    missing = [column for column in TABLES[name] if column not in data]
+    missing = [column for column in _COLUMNS[name] if column not in data]
     if missing:
         raise RunError(
             f"{path} has no column {missing[0]!r}: another version made it, run "
