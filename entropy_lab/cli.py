@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shlex
 import sys
-import textwrap
-from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -147,11 +144,32 @@ def audit(
         str, typer.Option(help="What every method is compared with, written as --method.")
     ] = "grpo",
     out: Annotated[Path | None, typer.Option(help="Where to write; default RUN/analysis.")] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Take each method's own real step from the run's replay points instead "
+            "(train.replay_every keeps them); --method all: every method.",
+        ),
+    ] = False,
+    inner: Annotated[int, typer.Option(help="Successive steps of a replay.")] = 1,
+    points: Annotated[int, typer.Option(help="Replay points to use, evenly spread; 0: all.")] = 0,
+    deep: Annotated[
+        bool, typer.Option("--deep/--no-deep", help="Path forms and influence of replayed steps.")
+    ] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the tables as one JSON object.")
     ] = False,
 ) -> None:
     """What would another method have done to the tokens of this log?"""
+    if replay:
+        from entropy_lab.report.replayed import replay_and_report
+
+        lines = replay_and_report(
+            run, methods or [], reference, out, as_json, inner=inner, points=points, deep=deep
+        )
+        print("\n".join(lines))
+        return
     from entropy_lab.analysis.audit import audit as examine
     from entropy_lab.report.audit import audit_lines
 
@@ -248,49 +266,6 @@ class Registry(StrEnum):
 @app.command("list", epilog="Example: entropy-lab list methods")
 def list_names(what: Annotated[Registry, typer.Argument(help="Which registry.")]) -> None:
     """List what can be named in settings and commands; methods with source and defaults."""
-    entries = _entries(what)
-    width = max(len(name) for name in entries)
-    for name, thing in entries.items():
-        if what is Registry.METHODS:
-            print("\n".join(_method_block(name, thing, width + 2)))
-        else:
-            print(f"{name:<{width}}  {_first_line(thing)}")
+    from entropy_lab.report.listing import listing
 
-
-def _entries(what: Registry) -> dict[str, object]:
-    if what is Registry.METHODS:
-        from entropy_lab.interventions import INTERVENTIONS
-
-        return dict(INTERVENTIONS)
-    if what is Registry.PREDICTORS:
-        from entropy_lab.predictors import PREDICTORS
-
-        return dict(PREDICTORS)
-    if what is Registry.TASKS:
-        from entropy_lab.train.tasks import TASKS
-
-        return dict(TASKS)
-    from entropy_lab.plots import PLOTS
-
-    return {name: inspect.getmodule(plot.draw) for name, plot in PLOTS.items()}
-
-
-def _method_block(name: str, method: Any, indent: int) -> list[str]:
-    """What a method does, its source, its own or changed defaults, and what is not confirmed."""
-    base = method.__mro__[1]
-    inherited = {f.name: f.default for f in fields(base)}
-    own = [
-        f"{f.name}={'(set it)' if f.default is MISSING else f.default}"
-        for f in fields(method)
-        if f.name not in inherited or f.default != inherited[f.name]
-    ]
-    origin = f"those of {base.name}, " if "name" in vars(base) else ""
-    parts = [_first_line(method), method.source, f"defaults: {origin}{' '.join(own)}"]
-    parts += [f"unconfirmed: {method.unconfirmed}"] if method.unconfirmed else []
-    lines = [x for part in parts for x in textwrap.wrap(part, 100 - indent, break_on_hyphens=False)]
-    return [f"{'' if i else name:<{indent}}{line}" for i, line in enumerate(lines)]
-
-
-def _first_line(thing: object) -> str:
-    text = inspect.getdoc(thing) or ""
-    return text.partition("\n\n")[0].replace("\n", " ")
+    print("\n".join(listing(what.value)))

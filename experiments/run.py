@@ -48,11 +48,9 @@ METHODS = {
     "ce_gppo": method("ce_gppo"),
     "cispo": method("cispo"),
     "stare": method("stare"),
-    "entropy_pi": method("entropy_pi"),
     # The dose matched: about 2 % of the tokens instead of the sources' 0.02-0.2 %.
     "clip_cov_2pct": method("clip_cov", ratio=0.02, lb=0.1),
     "kl_cov_2pct": method("kl_cov", ratio=0.02),
-    "entropy_target": method("entropy_target", target=0.0),
 }
 EXPERIMENTS = {
     "01_predictors": Experiment(

@@ -39,6 +39,7 @@ PAIR_COLUMNS = {
     "difference_hi": "upper end of it",
     "unit": "what the interval resamples",
 }
+REPLAY_TABLES = {"replay": REPLAY_COLUMNS, "replay_pairs": PAIR_COLUMNS}
 _ADDED = ("dH_train", "dH_heldout", "G_dtheta")
 REPLICATES = 2000
 

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entropy_lab.analysis.audit_tables import AUDIT_TABLES
+from entropy_lab.analysis.replay import REPLAY_TABLES
 from entropy_lab.analysis.tables import TABLES
 from entropy_lab.errors import RunError
 
-_COLUMNS = TABLES | AUDIT_TABLES
+_COLUMNS = TABLES | AUDIT_TABLES | REPLAY_TABLES
 
 
 def write_tables(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -67,6 +68,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.parquet"
     if not path.exists():
         made = "audit" if name in AUDIT_TABLES else "analyze"
+        made = "audit --replay" if name in REPLAY_TABLES else made
         raise RunError(
             f"{folder} has no {path.name}: make it with `entropy-lab {made} RUN_DIR`"
             + (" of several runs" if name == "comparison" else "")

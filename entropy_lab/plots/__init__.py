@@ -20,6 +20,7 @@ from entropy_lab.plots import (
     predicted_vs_actual,
     quadrants,
     regions,
+    replay,
 )
 from entropy_lab.plots.style import Drawing, Theme, add_caption, theme
 
@@ -43,6 +44,7 @@ PLOTS: dict[str, Plot] = {
     "influence_scores": Plot(influence_scores.NEEDS, influence_scores.draw, deep=True),
     "quadrants": Plot(quadrants.NEEDS, quadrants.draw),
     "regions": Plot(regions.NEEDS, regions.draw),
+    "replay": Plot(replay.NEEDS, replay.draw),
 }
 
 

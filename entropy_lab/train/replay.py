@@ -21,7 +21,7 @@ from entropy_lab.train import loop
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config, config_from_dict
 from entropy_lab.train.gather import advantages, unpack
-from entropy_lab.train.launch import restored
+from entropy_lab.train.launch import is_ours, restored
 from entropy_lab.train.parts import Parts, make_optimizer
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points
@@ -61,7 +61,7 @@ def replay(
     """
     run = open_run(run_dir)
     settings = restored(run.info.get("config") or {})
-    if not set(Config().to_dict()) <= set(settings):
+    if not is_ours(settings):
         raise RunError(f"{run_dir} is not a run of the bundled trainer: it cannot be replayed")
     config = config_from_dict(settings, "run.json")
     found = replay_points(run.path)
