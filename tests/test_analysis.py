@@ -15,7 +15,6 @@ from scipy import stats
 
 from entropy_lab import types
 from entropy_lab.analysis import Analysis, analyze, read_tables, tables
-from entropy_lab.analysis.bins import QUANTILES
 from entropy_lab.analysis.rows import CODES, MEMBER, STRATA, Groups, split
 from entropy_lab.stats import QUADRANTS, quadrant
 from synthetic import PLANTED, Plan, write_run
@@ -85,39 +84,6 @@ def test_pooled_numbers_are_scipys_on_all_rows(planted, name: str) -> None:
     # Trimming the wild one per cent gives back what was planted.
     assert row["pcc_trim99"] == pytest.approx(PLANTED[name], abs=0.05)
     assert abs(row["pcc"]) < row["pcc_trim99"]
-
-
-def test_signs_by_quadrant_are_plain_counts_with_an_interval_over_steps(planted) -> None:
-    _, blocks, found = planted
-    for name, positive, likely in (("pos_likely", True, True), ("neg_unlikely", False, False)):
-        hits, pairs = [], []
-        for b in training(blocks):
-            keep = (b["logp"] > -b["entropy"]) == likely
-            keep &= (b["advantage"] > 0) if positive else (b["advantage"] < 0)
-            x, y = b["dH_pred_softmax"][keep], b["dH"][keep]
-            hits.append((np.sign(x) == np.sign(y))[x * y.astype(float) != 0].sum())
-            pairs.append((x * y.astype(float) != 0).sum())
-        row = one(found, scope="within_step", stratum=name, predictor="softmax")
-        assert row["sign"] == pytest.approx(sum(hits) / sum(pairs)), name
-        drawn = np.random.default_rng(1).integers(0, 19, (20000, 19))
-        shares = np.array(hits)[drawn].sum(1) / np.array(pairs)[drawn].sum(1)
-        tail = stats.norm.cdf(np.sqrt(19 / 18) * stats.t.ppf(0.025, 18))
-        around = np.quantile(shares, [tail / 3, 3 * tail, 1 - 3 * tail, 1 - tail / 3])
-        assert around[0] <= row["sign_lo"] <= around[1] < around[2] <= row["sign_hi"] <= around[3]
-
-
-def test_the_top_rows_of_a_form_hold_a_plain_share_of_the_change(planted) -> None:
-    _, blocks, found = planted
-    held, most = [], []
-    for b in training(blocks):
-        size, top = np.abs(b["dH"].astype(float)), int(0.01 * len(b["dH"]))
-        held.append(size[np.argsort(-np.abs(b["dH_pred_steer"]))[:top]].sum() / size.sum())
-        most.append(np.sort(size)[-top:].sum() / size.sum())
-    row = one(found, scope="within_step", stratum="all", predictor="steer")
-    assert row["capture"] == pytest.approx(np.median(held), rel=1e-6)
-    assert row["oracle"] == pytest.approx(np.median(most), rel=1e-6)
-    assert row["capture_lo"] < row["capture"] < row["capture_hi"] < row["oracle"]
-    assert math.isnan(one(found, scope="pooled", stratum="all", predictor="steer")["capture"])
 
 
 def test_within_group_numbers_are_of_deviations_from_group_means(planted) -> None:
@@ -190,47 +156,6 @@ def test_density_counts_every_row_inside_its_ranges_once(planted) -> None:
     ]
     got[tuple(at)] = cells["count"]
     assert np.abs(got - expected).sum() <= 6
-
-
-@pytest.mark.parametrize("name", ["cov", "softmax_state"])
-def test_calibration_bins_are_numpys_quantiles_and_means(planted, name: str) -> None:
-    _, blocks, found = planted
-    x, y = (np.concatenate([b[k] for b in training(blocks)]) for k in (f"dH_pred_{name}", "dH"))
-    table = found.tables["calibration"].query("predictor == @name")
-    edges = np.quantile(x, QUANTILES).astype(np.float32)
-    place = np.searchsorted(edges, x, side="right")
-    assert list(table["bin"]) == list(range(1, len(edges) + 2))
-    np.testing.assert_allclose(table["lo"], [-np.inf, *edges])
-    np.testing.assert_allclose(table["hi"], [*edges, np.inf])
-    means = pd.DataFrame({"x": x.astype(float), "y": y.astype(float)}).groupby(place).mean()
-    assert list(table["n"]) == list(np.bincount(place))
-    np.testing.assert_allclose(table["predicted"], means["x"], rtol=1e-6)
-    np.testing.assert_allclose(table["dH"], means["y"], rtol=1e-6)
-    assert (table["dH_lo"] < table["dH"]).all() and (table["dH"] < table["dH_hi"]).all()
-    assert (table["steps"] <= 19).all()
-    # The table's overall mean is that of all rows: no row is lost or counted twice.
-    assert (table["n"] * table["dH"]).sum() == pytest.approx(y.astype(float).sum(), rel=1e-6)
-
-
-def test_slopes_have_an_interval_that_resamples_steps(planted) -> None:
-    """Of 19 steps, against a plain bootstrap of the median and of the pooled slope."""
-    _, blocks, found = planted
-    sums = []
-    for b in training(blocks):
-        x, y = (b[k].astype(np.float64) for k in ("dH_pred_steer", "dH"))
-        sums.append([x @ y, x @ x])
-    xy, xx = np.array(sums).T
-    drawn = np.random.default_rng(5).integers(0, 19, (20000, 19))
-    tail = stats.norm.cdf(np.sqrt(19 / 18) * stats.t.ppf(0.025, 18))
-    within = np.median((xy / xx)[drawn], axis=1)
-    pooled = xy[drawn].sum(1) / xx[drawn].sum(1)
-    for scope, slopes in (("within_step", within), ("pooled", pooled)):
-        row = one(found, scope=scope, stratum="all", predictor="steer")
-        # 1000 replicates know such a tail roughly; a median of 19 values moves in jumps.
-        around = np.quantile(slopes, [tail / 3, 3 * tail, 1 - 3 * tail, 1 - tail / 3])
-        assert around[0] <= row["slope_lo"] <= around[1], scope
-        assert around[2] <= row["slope_hi"] <= around[3], scope
-        assert row["slope_lo"] < row["slope"] < row["slope_hi"]
 
 
 def test_held_out_rows_are_a_stratum_of_their_own(planted) -> None:

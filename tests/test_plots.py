@@ -131,7 +131,8 @@ def test_changes_under_two_floors_are_a_grey_band_and_marked_regions(tables: Tab
     floor = panels["y_range"].max() / 8
     noisy = tables | {"density_panels": panels.assign(floor=floor)}
     drawing = make("predicted_vs_actual", noisy)
-    assert f"|dH| under two noise floors ({significant(2 * floor)} nats)" in drawing.caption
+    assert "$" not in drawing.caption
+    assert f"|dH| under two noise floors ({2 * floor:.2g} nats)" in drawing.caption
     (band,) = drawing.figure.axes[0].patches
     scale, _ = power_of_ten(panels["y_range"].iloc[0])
     ends = [band.get_y() * scale, (band.get_y() + band.get_height()) * scale]
@@ -202,6 +203,7 @@ def test_regions_show_means_and_shares_of_the_table(tables: Tables) -> None:
 @pytest.mark.parametrize("name", PLOTS)
 def test_captions_say_how_many_rows_and_what_is_resampled(all_tables: Tables, name: str) -> None:
     caption = make(name, all_tables).caption
+    assert "$" not in caption  # it is plain text in the report
     assert "n = " in caption
     unit = "the run" if name == "entropy_reward" else "two-stage bootstrap: steps, then prompt"
     assert unit in caption

@@ -29,7 +29,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
         _shares(grid[row, 1], rungs)
         several = f"{run} · " if len(runs) > 1 else ""
         grid[row, 0].set_title(f"{several}PCC with dH in a step")
-        grid[row, 1].set_title(f"{several}Share of var dH added by each rung")
+        grid[row, 1].set_title(f"{several}Share of var dH added")
         for axes in grid[row]:
             axes.set_ylim(-0.6, place.max() + 0.6)
             axes.tick_params(axis="x", labelbottom=True)

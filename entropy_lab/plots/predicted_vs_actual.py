@@ -102,7 +102,7 @@ def _floor(panels: pd.DataFrame) -> str:
         return ""
     largest = panels.sort_values("floor", na_position="first").iloc[-1]
     thin = 2 * largest["floor"] < largest["y_range"] / largest["bins"]  # half a bin
-    size = style.significant(2 * largest["floor"])
+    size = f"{2 * largest['floor']:.2g}"  # a caption is text in the report, too
     return (
         f" Grey band: |dH| under two noise floors ({size} nats"
         f"{'; less than the bin around 0' if thin else ''}), whose sign and size are not known."
