@@ -82,8 +82,8 @@ def scalar(label: str, returned: Any) -> Tensor:
         )
     if not bool(loss.isfinite()):
         raise ConfigError(
-            f"{label} is {float(loss.detach())}: look for log(0), 0/0 or a ratio that is not clamped; "
-            "values outside the mask are 0"
+            f"{label} is {float(loss.detach())}: look for log(0), 0/0 or a ratio that is not "
+            "clamped; values outside the mask are 0"
         )
     return loss.squeeze()
 
