@@ -71,9 +71,10 @@ def test_batches_hold_the_rows_of_the_log(run: Path) -> None:
 def test_steps_are_gathered_by_rollout(run: Path, tmp_path: Path) -> None:
     found = [[s.step for s in r.steps] for r in Log(open_run(run)).rollouts()]
     assert found == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    thin = trained(tmp_path, "grpo", "probe.every=3")
-    found = [[s.step for s in r.steps] for r in Log(open_run(thin)).rollouts()]
-    assert found == [[0, 3], [6], [9]]
+    for every, expected in ((3, [[0, 3], [6], [9]]), (5, [[0], [5], [10]])):
+        thin = trained(tmp_path / str(every), "grpo", f"probe.every={every}")
+        found = [[s.step for s in r.steps] for r in Log(open_run(thin)).rollouts()]
+        assert found == expected  # 0, 5 and 10 are of ages 0, 1 and 2, but of three rollouts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +109,14 @@ def test_an_advantage_that_needs_rows_outside_the_log_says_so(tmp_path: Path) ->
             return torch.where(batch.mask, (total - total.mean())[:, None], 0.0)
 
     path = trained(tmp_path, "grpo", "probe.fraction=0.4")
-    with pytest.raises(ConfigError, match="ByLogp makes its own advantages: advantages are not fin"):
+    with pytest.raises(ConfigError, match="ByLogp makes its own advantages: advantages are not"):
         audit(path, [ByLogp()], out=tmp_path / "out")
 
     class Flat(Grpo):
         def advantages(self, batch: TokenBatch):
             return batch.reward
 
-    with pytest.raises(ConfigError, match=r"advantages returned \(32,\) for a batch of \(32, \d+\)"):
+    with pytest.raises(ConfigError, match=r"advantages returned \(32,\) for a batch of \(32,"):
         audit(path, [Flat()], out=tmp_path / "out")
 
 
