@@ -10,43 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from audit_runs import METHODS, spec, trained
 from entropy_lab import load
 from entropy_lab.analysis.audit import audit
-from entropy_lab.errors import RunError
+from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import Grpo
 from entropy_lab.report.audit import audit_lines
-from entropy_lab.train.launch import run_training
-from tiny import TINY
 from toy import Toy, adamw, run_loop
-
-# Eight responses a step, four steps a rollout, and steps large enough for ratios to be clipped.
-SMALL = [
-    *TINY,
-    "rollout.prompts=8",
-    "train.rollouts=3",
-    "train.minibatches=4",
-    "train.checkpoint_every=0",
-    "optimizer.lr=1e-2",
-    "probe.fixed_responses=0",
-]
-METHODS = {
-    "grpo": [],
-    "clip_higher": [],
-    "clip_cov": ["method.ratio=0.1", "method.lb=0.0", "method.ub=9.0"],
-    "kl_cov": ["method.ratio=0.1"],
-    "steer": [],
-    "entropy_bonus": ["method.beta=0.05"],
-}
-
-
-def trained(path: Path, name: str, *more: str) -> Path:
-    settings = [*SMALL, f"method.name={name}", *METHODS[name], *more]
-    return run_training(None, settings, path / name)
-
-
-def spec(name: str) -> str:
-    params = ",".join(text.removeprefix("method.") for text in METHODS[name])
-    return f"{name}:{params}" if params else name
 
 
 def by_method(found) -> pd.DataFrame:
@@ -249,7 +219,7 @@ def test_a_method_without_rewards_says_what_is_missing(grpo: Path, tmp_path: Pat
 
     shutil.copytree(grpo, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "samples")
-    with pytest.raises(Exception, match="Plain makes its own advantages: .*batch.reward"):
+    with pytest.raises(ConfigError, match="Plain makes its own advantages: .*batch.reward"):
         audit(tmp_path / "run", [Plain()])
 
 

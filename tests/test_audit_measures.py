@@ -90,6 +90,22 @@ def test_touched_shares_by_hand(run: Path, tmp_path: Path) -> None:
     assert middle["touched_lo"] < middle["touched"] < middle["touched_hi"]
 
 
+def test_tokens_are_touched_through_their_entropy_as_well(run: Path, tmp_path: Path) -> None:
+    beta = 0.1
+    found = audit(run, [f"entropy_bonus:beta={beta}"], reference="grpo", out=tmp_path)
+    rows = rows_of(run).astype({"entropy": float, "m0": float, "m1": float, "m2": float})
+    h = rows["entropy"]
+    on_entropy = np.sqrt(rows["m2"] + 2 * h * rows["m1"] + h**2 * rows["m0"])
+    on_logp = np.sqrt(1 - 2 * rows["p"] + rows["m0"])
+    count = rows.groupby("step")["uid"].transform("size")
+    # The run's own method is GRPO, so c is the recorded one.
+    touched = beta / count * on_entropy > 0.01 * rows["grad_logp"].abs() * on_logp
+    assert 0.1 < touched.mean() < 0.99
+    row = found.tables["audit"].iloc[1]
+    assert row["touched"] == pytest.approx(touched.mean()) and row["distance"] == 0
+    assert row["distance_logits"] > 0.01 and not row["inert"]
+
+
 def test_agreement_by_hand(run: Path, tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Sure(Unclipped):

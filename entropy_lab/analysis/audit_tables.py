@@ -114,6 +114,7 @@ AUDIT_TABLES: dict[str, dict[str, str]] = {
         "responses": "responses of a part, mean over steps",
         "steps": "steps",
         **_banded("distance", "|c' - c| / |c|: c' if the method saw each part alone"),
+        "scale": "c'.c / c.c: what remains of c but for its direction",
         **_UNIT,
     },
 }

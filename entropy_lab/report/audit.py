@@ -15,6 +15,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 REPRODUCED = 1e-6  # |c - recorded c| / |recorded c| up to which a gradient counts as the recorded
 _FEW = 20  # tokens below which a bin is not worth naming
+_RESIZED = 0.05  # change of the size of c from which it is said
 _CUT = {1: "the run's own micro-batches", 2: "half of them", 4: "quarters"}
 
 
@@ -144,11 +145,12 @@ def _scope(method: str, scope: pd.DataFrame) -> list[str]:
     rows = [r for r in records(scope, method=method) if r["distance"] > 0]
     if not rows:
         return []
-    micro = [f"{_CUT[r['divisor']]} {_percent(r['distance'])}" for r in rows
-             if r["split"] == "micro-batch"]  # fmt: skip
-    ranks = [f"{r['divisor']} ranks {_percent(r['distance'])}" for r in rows
-             if r["split"] == "rank"]  # fmt: skip
-    return [f"c changes if it sees each part alone: {', '.join(micro + ranks)}"]
+    parts = []
+    for r in rows:
+        cut = _CUT[r["divisor"]] if r["split"] == "micro-batch" else f"{r['divisor']} ranks"
+        size = f" (x {r['scale']:.2g})" if abs(r["scale"] - 1) > _RESIZED else ""
+        parts.append(f"{cut} {_percent(r['distance'])}{size}")
+    return [f"c changes if it sees each part alone: {', '.join(parts)}"]
 
 
 def _agreement(agreement: pd.DataFrame, methods: list[str]) -> list[str]:

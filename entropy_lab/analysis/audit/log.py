@@ -64,7 +64,7 @@ class Rollout:
         rest = self.samples[~self.samples.index.isin(batch.uid.numpy())]
         if rest.empty:
             return batch
-        length = torch.from_numpy(rest["length"].to_numpy(np.int64))
+        length = torch.tensor(rest["length"].to_numpy(np.int64))
         mask = torch.arange(int(length.max())) < length[:, None]
         unknown = torch.where(mask, float("nan"), 0.0)
         other = TokenBatch(
@@ -73,9 +73,9 @@ class Rollout:
             advantage=unknown,
             old_logp=unknown,
             old_entropy=None if batch.old_entropy is None else unknown,
-            uid=torch.from_numpy(rest.index.to_numpy(np.int64)),
-            group=torch.from_numpy(rest["group"].to_numpy(np.int64)),
-            reward=torch.from_numpy(rest["reward"].to_numpy(np.float32)),
+            uid=torch.tensor(rest.index.to_numpy(np.int64)),
+            group=torch.tensor(rest["group"].to_numpy(np.int64)),
+            reward=torch.tensor(rest["reward"].to_numpy(np.float32)),
             age=batch.age,
             seed=batch.seed,
         )

@@ -171,7 +171,9 @@ def scope_rows(done: Runner) -> list[Row]:
     """One row per method and way to cut the step."""
     rows = []
     for (label, kind, divisor), sizes in done.parts.items():
-        distance = done.ledger.pooled(("scope", label, kind, divisor), _norm_quotient)
+        key = ("scope", label, kind, divisor)
+        distance = done.ledger.pooled(key, _norm_quotient)
+        scale = done.ledger.pooled(key, lambda s: ratio(s[..., 2], s[..., 1]))
         rows.append(
             {
                 "method": label,
@@ -180,6 +182,7 @@ def scope_rows(done: Runner) -> list[Row]:
                 "responses": float(np.mean(sizes)),
                 "steps": len(sizes),
                 **named("distance", distance),
+                "scale": scale[0],
             }
         )
     return rows

@@ -132,11 +132,12 @@ class Runner:
         for kind, divisor, pieces in splits(step, parts):
             size = len(view.batch.mask) / len(pieces)
             self.parts.setdefault((c.label, kind, divisor), []).append(size)
-            difference = np.zeros_like(own)
+            other = own
             if not invariant:
-                other = c.push(pieces, state, kind)
-                difference = step.flat(other.grad.grad_logp) / view.weight - own
-            self.ledger.add(("scope", c.label, kind, divisor), difference**2, own**2)
+                other = step.flat(c.push(pieces, state, kind).grad.grad_logp) / view.weight
+            self.ledger.add(
+                ("scope", c.label, kind, divisor), (other - own) ** 2, own**2, other * own
+            )
 
     def _measure(self, view: View, pushes: dict[str, Push]) -> None:
         self._count(view)
