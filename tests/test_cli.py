@@ -52,7 +52,7 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     folder = str(run / "analysis")
     result = RUNNER.invoke(cli.app, ["plot", "all", "--from", folder, "--out", str(tmp_path)])
     assert result.exit_code == 0
-    assert len(list(tmp_path.glob("*.pdf"))) == 4
+    assert len(list(tmp_path.glob("*.pdf"))) == 5
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     [
         ("methods", ["grpo", "steer", "kl_cov"]),
         ("predictors", ["cov", "softmax_state"]),
-        ("figures", ["predicted_vs_actual", "entropy_reward", "quadrants"]),
+        ("figures", ["predicted_vs_actual", "calibration", "quadrants"]),
         ("tasks", ["arithmetic", "countdown"]),
     ],
 )
