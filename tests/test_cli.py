@@ -60,7 +60,7 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     ("what", "names"),
     [
         ("predictors", ["cov", "softmax_state"]),
-        ("figures", ["predicted_vs_actual", "entropy_reward", "quadrants"]),
+        ("figures", ["predicted_vs_actual", "calibration", "quadrants"]),
         ("tasks", ["arithmetic", "countdown"]),
     ],
 )
