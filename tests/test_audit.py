@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -230,3 +231,29 @@ def test_equal_audits_are_equal(grpo: Path, tmp_path: Path) -> None:
     other = audit(grpo, ["steer"], out=tmp_path / "other").tables
     for name, data in one.items():
         pd.testing.assert_frame_equal(data, other[name])
+
+
+def test_a_method_that_did_not_make_the_run_is_not_believed(grpo: Path, tmp_path: Path) -> None:
+    """run.json names a clip that the recorded gradient contradicts."""
+    shutil.copytree(grpo, tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    info["method"]["clip_low"] = 0.001
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    found = audit(tmp_path / "run")
+    assert by_method(found).loc["grpo:clip_low=0.001", "distance_run_max"] > 1e-3
+    text = "\n".join(audit_lines(found.tables))
+    assert "grpo:clip_low=0.001: made this run, but DOES NOT reproduce its recorded grad" in text
+    assert "run, the recorded gradient of grpo" in text
+
+
+def test_what_the_terminal_says_of_an_inert_method(tmp_path: Path) -> None:
+    run = trained(tmp_path, "grpo", "train.minibatches=1")
+    found = audit(run, ["clip_higher", "steer:mapping=linear"])
+    lines = audit_lines(found.tables)
+    start = lines.index("clip_higher")
+    assert lines[start + 1] == "  inert here: c differs by 0 %, below 1 %"
+    assert lines[start + 2] == "  its weight does not vary here"
+    block = lines[lines.index("steer:mapping=linear") :]
+    assert block[1].startswith("  c differs by ") and block[2].startswith("  touches ")
+    assert any("of the weights within 1 % of the largest; max/p99 of |Omega|" in x for x in block)
+    assert any(x.startswith("predictions are those of plain SGD") for x in block)

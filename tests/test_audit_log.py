@@ -18,6 +18,7 @@ from entropy_lab import load
 from entropy_lab.analysis.audit import audit, candidate_of
 from entropy_lab.analysis.audit.log import Log
 from entropy_lab.analysis.audit.profile import Profile
+from entropy_lab.analysis.audit.rebuild import _Rows
 from entropy_lab.analysis.audit.runner import Runner
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import Grpo
@@ -182,3 +183,19 @@ def test_a_log_without_the_gradient_is_audited_without_it(toy: Path) -> None:
     assert list(found["method"]) == ["steer", "grpo"]
     assert "the gradient of the run's own loss is not in the log" in found.loc[0, "notes"]
     assert found["distance_run"].isna().all() and found.loc[0, "distance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("micro", "uid", "expected"),
+    [
+        ([0, 0, 1, 1], [1, 2, 3, 4], [(0, 2), (2, 4)]),
+        # A second rank begins again with micro-batch 0, and with smaller uids where it is the same.
+        ([0, 1, 0, 1], [1, 2, 3, 4], [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        ([0, 0, 0, 0], [3, 4, 1, 2], [(0, 2), (2, 4)]),
+    ],
+)
+def test_micro_batches_of_several_ranks(
+    micro: list[int], uid: list[int], expected: list[tuple[int, int]]
+) -> None:
+    columns = {"micro": np.array(micro), "uid": np.array(uid), "pos": np.zeros(4, np.int32)}
+    assert [(s.start, s.stop) for s in _Rows.of(0, columns).micros()] == expected

@@ -83,7 +83,7 @@ def test_each_spelling_names_what_it_says(mine: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steeer", "unknown method 'steeer': did you mean steer?"),
+        ("steeer", "unknown method 'steeer': did you mean steer"),
         ("steer:lambda=1", "steer has no parameter 'lambda': did you mean lambda_min"),
         ("steer:lambda_min=2.0", "steer: lambda_min = 2.0 is not valid"),
         ("steer:nonsense", "cannot read 'nonsense' in --method steer:nonsense: write NAME:key"),
@@ -226,3 +226,12 @@ def test_the_hooks_run_in_the_order_of_training(run: Path, tmp_path: Path) -> No
     # c is that of GRPO, halved with every step.
     assert found.tables["audit"].loc[1, "distance"] > 0.3
     assert pd.isna(found.tables["audit"].loc[1, "omega_peak"])
+
+
+def test_a_memory_with_gaps_is_said(tmp_path: Path) -> None:
+    model = Toy()
+    run_loop(model, adamw(model), tmp_path / "run", steps=4, size=8, every=3)
+    found = audit(tmp_path / "run", [Counting(), "steer"], out=tmp_path / "out").tables["audit"]
+    notes = found.set_index("method")["notes"]
+    assert notes["Counting"] == "its memory skips the steps that were not probed"
+    assert notes["steer"] == ""

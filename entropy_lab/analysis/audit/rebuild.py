@@ -89,6 +89,59 @@ class StepFacts:
     seed: int
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows (N,) of a step that can be scored: heads (B,) the first of each response, row (N,) the
+    response of each, shape (B, T)."""
+
+    columns: Columns
+    heads: NDArray[np.int64]
+    row: NDArray[np.int64]
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, step: int, columns: Columns) -> _Rows:
+        """Raises RunError where the rows of a response are not in order."""
+        micro, uid, pos = (columns[name].astype(np.int64) for name in ("micro", "uid", "pos"))
+        new = np.concatenate(([True], (micro[1:] != micro[:-1]) | (uid[1:] != uid[:-1])))
+        if np.any(~new[1:] & (pos[1:] <= pos[:-1])) or pos.min() < 0:
+            raise RunError(
+                f"step {step} holds rows of one response twice or out of order: `entropy-lab "
+                "doctor` says more"
+            )
+        heads = np.flatnonzero(new)
+        return cls(columns, heads, np.cumsum(new) - 1, (len(heads), int(pos.max()) + 1))
+
+    @property
+    def place(self) -> tuple[Tensor, Tensor]:
+        """Response and position of each row."""
+        return torch.tensor(self.row), torch.tensor(self.columns["pos"].astype(np.int64))
+
+    def padded(self, name: str) -> Tensor:
+        """A column as (B, T), 0 elsewhere."""
+        values = self.columns[name]
+        source = torch.tensor(values if values.dtype.kind == "f" else values.astype(np.int64))
+        return torch.zeros(self.shape, dtype=source.dtype).index_put(self.place, source)
+
+    def known(self, name: str) -> Tensor | None:
+        """The same, None where the log lacks the column or any of its values."""
+        values = self.columns.get(name)
+        if values is None or (values.dtype.kind == "f" and not np.isfinite(values).all()):
+            return None
+        return self.padded(name)
+
+    def first(self, name: str) -> NDArray:
+        """A column's value in the first row of each response: (B,)."""
+        return self.columns[name][self.heads]
+
+    def micros(self) -> list[slice]:
+        """Responses of each micro-batch; a rank's first follows the last of the rank before."""
+        micro, uid = (self.first(name).astype(np.int64) for name in ("micro", "uid"))
+        fresh = (micro[1:] != micro[:-1]) | (uid[1:] < uid[:-1])
+        starts = [0, *(np.flatnonzero(fresh) + 1).tolist(), len(self.heads)]
+        return [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+
+
 def rebuild(
     step: int,
     table: pa.Table,
@@ -102,110 +155,63 @@ def rebuild(
     """
     columns = {name: _numpy(table[name]) for name in table.column_names}
     train = (columns["flags"] & HELD_OUT) == 0
-    finite = np.all([np.isfinite(columns[name]) for name in FLOATS], axis=0)
-    kept = {name: values[train & finite] for name, values in columns.items()}
-    if not len(kept["uid"]):
+    good = train & np.all([np.isfinite(columns[name]) for name in FLOATS], axis=0)
+    if not good.any():
         return None
-    heads, row = _responses(step, kept)
-    uid = kept["uid"][heads]
-    said = responses(uid, facts.inclusion)
-    shape = (len(heads), int(kept["pos"].max()) + 1)
-    place = (torch.from_numpy(row), torch.from_numpy(kept["pos"].astype(np.int64)))
-
-    def padded(name: str) -> Tensor | None:
-        values = kept.get(name)
-        if values is None or (values.dtype.kind == "f" and not np.isfinite(values).all()):
-            return None
-        source = torch.from_numpy(values if values.dtype.kind == "f" else values.astype(np.int64))
-        return torch.zeros(shape, dtype=source.dtype).index_put(place, source)
-
-    batch = _batch(step, padded, kept, heads, said, facts, place, shape)
-    nothing = torch.full(shape, float("nan"))
-    moments = [padded(name) for name in MOMENTS]
-    stats = TokenStats(
-        logp=_known(padded("logp")),
-        entropy=_known(padded("entropy")),
-        **{n: nothing if m is None else m for n, m in zip(MOMENTS, moments, strict=True)},
+    rows = _Rows.of(step, {name: values[good] for name, values in columns.items()})
+    said = responses(rows.first("uid"), facts.inclusion)
+    batch, stats = _batch(step, rows, said, facts), _stats(rows)
+    c, e = rows.known("grad_logp"), rows.known("grad_entropy")
+    if c is not None and e is None:
+        e = torch.zeros_like(c)
+    complete = len(rows.row) == (facts.n_tokens or train.sum()) and (
+        facts.n_tokens > 0 or bool((said.inclusion >= 1).all())
     )
-    c, e = padded("grad_logp"), padded("grad_entropy")
-    parts = _micros(kept, heads)
-    missing = int((train & ~finite).sum())
-    measured = kept.get("dH", np.full(len(row), np.nan))
-    complete = not missing and (said.inclusion >= 1).all()
-    if facts.n_tokens:
-        complete = len(row) == facts.n_tokens
     return LoggedStep(
         step=step,
         age=batch.age,
         lr=facts.lr,
-        batches=[batch.rows(part) for part in parts],
-        stats=[stats.rows(part) for part in parts],
-        recorded=None if c is None else TokenGrad(c, torch.zeros(shape) if e is None else e),
-        weight=padded("weight"),
-        dH=measured.astype(np.float64),
+        batches=[batch.rows(part) for part in rows.micros()],
+        stats=[stats.rows(part) for part in rows.micros()],
+        recorded=None if c is None or e is None else TokenGrad(c, e),
+        weight=rows.known("weight"),
+        dH=rows.columns.get("dH", np.full(len(rows.row), np.nan)).astype(np.float64),
         inclusion=torch.tensor(said.inclusion),
         complete=bool(complete),
         memory=facts.memory,
-        left_out=missing,
+        left_out=int((train & ~good).sum()),
     )
 
 
-def _batch(
-    step: int,
-    padded: Callable[[str], Tensor | None],
-    rows: Columns,
-    heads: NDArray[np.int64],
-    said: Responses,
-    facts: StepFacts,
-    place: tuple[Tensor, Tensor],
-    shape: tuple[int, int],
-) -> TokenBatch:
-    state = rows.get("state")
+def _batch(step: int, rows: _Rows, said: Responses, facts: StepFacts) -> TokenBatch:
+    state = rows.columns.get("state")
     return TokenBatch(
-        token_id=_known(padded("token_id")),
-        mask=torch.zeros(shape, dtype=torch.bool).index_put(place, torch.tensor(True)),
-        advantage=_known(padded("advantage")),
-        old_logp=_known(padded("old_logp")),
-        old_entropy=padded("old_entropy"),
-        rollout_logp=padded("rollout_logp"),
+        token_id=rows.padded("token_id"),
+        mask=torch.zeros(rows.shape, dtype=torch.bool).index_put(rows.place, torch.tensor(True)),
+        advantage=rows.padded("advantage"),
+        old_logp=rows.padded("old_logp"),
+        old_entropy=rows.known("old_entropy"),
+        rollout_logp=rows.known("rollout_logp"),
         # A loop that gives no states logs zeros.
-        state=padded("state") if state is not None and state.any() else None,
-        uid=torch.from_numpy(rows["uid"][heads].astype(np.int64)),
+        state=rows.known("state") if state is not None and state.any() else None,
+        uid=torch.tensor(rows.first("uid").astype(np.int64)),
         group=None if said.group is None else torch.tensor(said.group),
         reward=None if said.reward is None else torch.tensor(said.reward),
-        truncated=torch.from_numpy((rows["flags"][heads] & TRUNCATED) != 0),
-        age=int(rows["age"][0]),
+        truncated=torch.tensor((rows.first("flags") & TRUNCATED) != 0),
+        age=int(rows.columns["age"][0]),
         step=step,
         seed=facts.seed,
     )
 
 
-def _responses(step: int, rows: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First row of each response (B,), and the response of each row (N,)."""
-    micro, uid, pos = (rows[name].astype(np.int64) for name in ("micro", "uid", "pos"))
-    new = np.concatenate(([True], (micro[1:] != micro[:-1]) | (uid[1:] != uid[:-1])))
-    if np.any(~new[1:] & (pos[1:] <= pos[:-1])) or pos.min() < 0:
-        raise RunError(
-            f"step {step} holds rows of one response twice or out of order: `entropy-lab doctor` "
-            "says more"
-        )
-    return np.flatnonzero(new), np.cumsum(new) - 1
-
-
-def _micros(rows: Columns, heads: NDArray[np.int64]) -> list[slice]:
-    """The responses of each micro-batch; a rank's first one follows the last of the rank before."""
-    micro, uid = (rows[name][heads].astype(np.int64) for name in ("micro", "uid"))
-    fresh = (micro[1:] != micro[:-1]) | (uid[1:] < uid[:-1])
-    starts = [0, *(np.flatnonzero(fresh) + 1).tolist(), len(heads)]
-    return [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-
-
-def _known(values: Tensor | None) -> Tensor:
-    assert values is not None  # rows without these values were left out
-    return values
+def _stats(rows: _Rows) -> TokenStats:
+    nothing = torch.full(rows.shape, float("nan"))
+    known = {name: rows.known(name) for name in MOMENTS}
+    moments = {name: nothing if m is None else m for name, m in known.items()}
+    return TokenStats(logp=rows.padded("logp"), entropy=rows.padded("entropy"), **moments)
 
 
 def _numpy(column: pa.ChunkedArray) -> NDArray:
     if pa.types.is_integer(column.type) and column.null_count:
         column = column.fill_null(0)
-    return np.array(column.to_numpy())  # a copy: torch wants to write
+    return column.to_numpy()

@@ -228,7 +228,8 @@ def _own_notes(done: Runner, candidate: Candidate) -> list[str]:
     """What a reader should know of one method on this log."""
     notes = []
     gaps = done.steps != list(range(len(done.steps)))
-    if gaps and stateful(candidate):
+    # The run's own method remembers what the log says it did.
+    if gaps and stateful(candidate) and not done.is_own(candidate):
         notes.append("its memory skips the steps that were not probed")
     source = getattr(candidate.method, "unconfirmed", "")
     if source:
