@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entropy_lab.analysis.tables import TABLES
+from entropy_lab.analysis.tables_runs import OF_SEVERAL
 from entropy_lab.errors import RunError
 
 
@@ -65,7 +66,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     if not path.exists():
         raise RunError(
             f"{folder} has no {path.name}: make it with `entropy-lab analyze RUN_DIR`"
-            + (" of several runs" if name == "comparison" else "")
+            + (" of several runs" if name in OF_SEVERAL else "")
         )
     try:
         data = pq.read_table(path).to_pandas()
