@@ -13,6 +13,7 @@ from PIL import Image
 
 from entropy_lab.analysis import analyze, read_tables
 from entropy_lab.analysis.tables import QUADRANTS
+from entropy_lab.analysis.tables_runs import OF_SEVERAL
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.plots import PLOTS, draw, make, svg
 from entropy_lab.plots.quadrants import LABELS
@@ -57,9 +58,22 @@ def deep_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def all_tables(deep_run: Path, tables: Tables) -> Tables:
+def over_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seeds")
+    for method, seeds in (("grpo", 3), ("steer", 2), ("opo", 1)):
+        for seed in range(seeds):
+            ends = 0.1 + 0.02 * seed + 0.1 * (method == "steer")
+            write_run(
+                folder / f"{method}-{seed}", method=method, seed=seed, steps=12, probed=False,
+                entropy=(0.5, ends),
+            )  # fmt: skip
+    return analyze(sorted(folder.iterdir())).out
+
+
+@pytest.fixture(scope="module")
+def all_tables(deep_run: Path, over_seeds: Path, tables: Tables) -> Tables:
     deep = {table for plot in PLOTS.values() if plot.deep for table in plot.needs}
-    return tables | read_tables([deep_run], deep)
+    return tables | read_tables([deep_run], deep) | read_tables([over_seeds], OF_SEVERAL)
 
 
 @pytest.fixture(scope="module")
@@ -147,16 +161,17 @@ def test_regions_show_means_and_shares_of_the_table(tables: Tables) -> None:
 def test_captions_say_how_many_rows_and_what_is_resampled(all_tables: Tables, name: str) -> None:
     caption = make(name, all_tables).caption
     assert "n = " in caption
-    unit = "the run" if name == "entropy_reward" else "two-stage bootstrap: steps, then prompt"
-    assert unit in caption
+    units = {"entropy_reward": "the run", "drift": "the run is the unit"}
+    units |= dict.fromkeys(("methods_curves", "methods_summary"), "bootstrap over seeds within a")
+    assert units.get(name, "two-stage bootstrap: steps, then prompt") in caption
 
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_figures_need_only_their_tables_and_embed_their_fonts(
-    deep_run: Path, all_tables: Tables, tmp_path: Path, name: str
+    deep_run: Path, over_seeds: Path, all_tables: Tables, tmp_path: Path, name: str
 ) -> None:
     make(name, {table: all_tables[table] for table in PLOTS[name].needs})
-    pdf, png = draw(name, deep_run, tmp_path)
+    pdf, png = draw(name, over_seeds if name.startswith("methods_") else deep_run, tmp_path)
     assert b"/FontFile2" in pdf.read_bytes()  # TrueType, not Type 3
     with Image.open(png) as image:
         assert image.width > 1000
@@ -229,6 +244,8 @@ def test_errors_name_the_figure_and_the_command(tmp_path: Path) -> None:
     analyze([tmp_path / "run"])
     with pytest.raises(RunError, match="needs rows in quadrants.parquet and it has none"):
         draw("quadrants", tmp_path / "run", tmp_path)
+    with pytest.raises(RunError, match="has no methods.parquet: make it .* of several runs"):
+        draw("methods_summary", tmp_path / "run", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write entropy_reward"):
         draw("entropy_reward", tmp_path / "run", tmp_path / "file" / "below")

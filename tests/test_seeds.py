@@ -45,13 +45,28 @@ def test_the_score_interval_solves_its_equation_and_bounds_complete_separation()
             q1, q2 = q / (2 - q), 2 * q * q / (1 + q)  # Hanley and McNeil's Q1 and Q2
             more = (n + m) / 2 - 1
             variance = (q * (1 - q) + more * (q1 - q * q) + more * (q2 - q * q)) / (n * m)
-            assert abs(p - q) == pytest.approx(z * math.sqrt(variance), abs=2e-4)
+            expected = z * math.sqrt(variance) + 1 / (2 * n * m)
+            assert abs(p - q) == pytest.approx(expected, abs=2e-4)
     low, high = improvement_interval(1.0, 5, 5)
-    assert high == 1 and low == pytest.approx(0.643, abs=1e-3)
+    assert high == 1 and 0.6 < low < 0.65
     mirrored = improvement_interval(0.0, 5, 5)
     assert mirrored == pytest.approx((1 - high, 1 - low))
     assert np.isnan(improvement_interval(0.5, 1, 5)).all()
     assert np.isnan(improvement_interval(float("nan"), 5, 5)).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 7])
+def test_an_interval_is_clear_of_an_even_chance_where_the_exact_test_is(n: int) -> None:
+    """Every order of n against n distinct values: Mann and Whitney's exact two-sided p."""
+    for u in range(n * n + 1):
+        # Values of x that beat u of the n * n pairs.
+        beaten = [u // n + (i < u % n) for i in range(n)]
+        x, y = np.array([b - 0.5 for b in beaten]), np.arange(n, dtype=float)
+        x = x + np.linspace(0, 0.1, n)
+        assert probability_of_improvement(x, y) == pytest.approx(u / n**2)
+        p = stats.mannwhitneyu(x, y, method="exact").pvalue
+        low, high = improvement_interval(u / n**2, n, n)
+        assert (low > 0.5 or high < 0.5) == (p <= 0.05), (u, p, low, high)
 
 
 def test_methods_are_drawn_apart_with_replacement_and_equal_seeds_agree() -> None:
@@ -145,7 +160,7 @@ def improvement_coverage(n: int, truth: float, trials: int) -> float:
 @pytest.mark.parametrize("truth", [0.5, 0.75, 0.9, 0.97])
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_interval_of_an_improvement_holds_it_also_near_certainty(n: int, truth: float) -> None:
-    assert 0.89 <= improvement_coverage(n, truth, 400) <= 0.99
+    assert improvement_coverage(n, truth, 400) >= 0.93
 
 
 @pytest.mark.slow
@@ -156,4 +171,4 @@ def test_coverage_in_detail(n: int) -> None:
     skewed, _ = coverage(n, 3000, skewed=True)
     assert 0.84 <= skewed <= 0.94  # exponential seeds: too narrow, by up to ten per cent
     for truth in (0.5, 0.75, 0.9, 0.97):
-        assert 0.88 <= improvement_coverage(n, truth, 3000) <= 1.0
+        assert improvement_coverage(n, truth, 3000) >= 0.94

@@ -22,10 +22,11 @@ from entropy_lab.analysis.tables import PREDICTOR_PREFIX, TERMS, frame, ordered_
 Array = NDArray[np.float64]
 
 MEASURED = ("dH_train", "dH_heldout")
+SUMS = ("predicted", "realised", "drift", "drift_scaled", "fixed", "scaled")
 
 
-def drift(rows: pd.DataFrame, method: str) -> pd.DataFrame:
-    """Rows of the table `drift`, without the run's name; `rows` are its steps.
+def drift(rows: pd.DataFrame, run: str, method: str) -> pd.DataFrame:
+    """Rows of the table `drift` of one run; `rows` are its steps.
 
     Sums start at the first step with a fixed set. A predictor with a value at every step from
     there on is compared with the whole change, at the steps where it is known; another one (path
@@ -43,10 +44,29 @@ def drift(rows: pd.DataFrame, method: str) -> pd.DataFrame:
             found = _sums(_numbers(rows, column), before, after)
             if found is not None:
                 at, count, predicted, realised = found
-                tables.append(_table(name, step[at], count, predicted, realised))
+                part = _table(name, step[at], predicted, realised)
+                fixed = after[at] - before[0]
+                part = part.assign(steps=count, fixed=fixed, scaled=fixed + part["drift_scaled"])
+                tables.append(part)
     if not tables:
         return frame("drift", [])
-    return frame("drift", pd.concat(tables, ignore_index=True).assign(method=method))
+    table = pd.concat(tables, ignore_index=True)
+    return frame("drift", table.assign(level="run", name=run, method=method))
+
+
+def with_methods(table: pd.DataFrame) -> pd.DataFrame:
+    """`drift` of several runs with the means of each method after them."""
+    if table.empty:
+        return table
+    keys = ["method", "predictor", "step"]
+    groups = table.groupby(keys, sort=False)
+    means = groups[list(SUMS)].mean()
+    means = means.assign(steps=groups["steps"].min(), factor=groups["factor"].median())
+    runs = table.groupby(keys[:2], sort=False)["name"].nunique()
+    every = groups["name"].nunique() == runs.reindex(means.index.droplevel(2)).to_numpy()
+    means = means[every].reset_index()
+    means = means.assign(level="method", name=means["method"])
+    return frame("drift", pd.concat([table, means], ignore_index=True))
 
 
 def drift_final(table: pd.DataFrame, steps: Mapping[str, int], draws: Mapping[str, Indices]):
@@ -55,7 +75,8 @@ def drift_final(table: pd.DataFrame, steps: Mapping[str, int], draws: Mapping[st
     steps: optimizer steps of each run. draws: of the methods; none for a single run.
     """
     rows: list[dict[str, Any]] = []
-    for (run, predictor), data in table.groupby(["run", "predictor"], sort=False):
+    per_run = table[table["level"] == "run"]
+    for (run, predictor), data in per_run.groupby(["name", "predictor"], sort=False):
         last = data.iloc[-1]
         rows.append(
             {
@@ -125,19 +146,13 @@ def _sums(
     return (at, count, predicted, realised) if len(at) else None
 
 
-def _table(
-    name: str, step: Array, count: Indices, predicted: Array, realised: Array
-) -> pd.DataFrame:
+def _table(name: str, step: Array, predicted: Array, realised: Array) -> pd.DataFrame:
     half = -(-len(step) // 2)
     x, y = predicted[:half], realised[:half]
     factor = float(x @ y) / float(x @ x) if x.any() else float("nan")
-    return pd.DataFrame(
-        {
-            "predictor": name, "step": step, "steps": count,
-            "predicted": predicted, "realised": realised, "drift": predicted - realised,
-            "factor": factor, "drift_scaled": factor * predicted - realised,
-        }
-    )  # fmt: skip
+    columns = {"predictor": name, "step": step, "predicted": predicted, "realised": realised}
+    columns |= {"drift": predicted - realised, "factor": factor}
+    return pd.DataFrame(columns | {"drift_scaled": factor * predicted - realised})
 
 
 def _numbers(rows: pd.DataFrame, column: str) -> Array:

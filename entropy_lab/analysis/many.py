@@ -9,7 +9,7 @@ import pandas as pd
 
 from entropy_lab.analysis.align import Aligned, align
 from entropy_lab.analysis.compare import comparison
-from entropy_lab.analysis.drift import drift_final
+from entropy_lab.analysis.drift import drift_final, with_methods
 from entropy_lab.analysis.equal import equal_levels
 from entropy_lab.analysis.evaluations import over_seeds
 from entropy_lab.analysis.exponential import exponential_fit
@@ -47,6 +47,7 @@ def over_runs(
         "equal_levels": equal_levels(runs, draws),
         "exponential_fit": fits,
         "fit_residuals": residuals,
+        "drift": with_methods(tables["drift"]),
         "drift_final": drift_final(tables["drift"], run_lengths(curves), draws),
         "pass_at_k": over_seeds(tables["pass_at_k"], draws),
     }

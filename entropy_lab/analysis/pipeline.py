@@ -130,7 +130,7 @@ def _analyze_run(path: Path, name: str, method: str, tokens: bool) -> Tables:
     unit = bootstrap.unit(len(used), grouped)
     tables = _token_tables(found, unit, grouped) | _deep_tables(run, rows, found, groups)
     tables["curves"] = curves.curves(rows, method)
-    tables["drift"] = drift(rows, method)
+    tables["drift"] = drift(rows, name, method)
     tables["pass_at_k"], skipped = pass_at_k(run, rows, name, method)
     beware = caveats(run, rows, found, grouped, tables["validation"], tokens)
     beware += [{"level": "warning", "text": skipped}] if skipped else []

@@ -85,7 +85,8 @@ RUN_TABLES: dict[str, dict[str, str]] = {
         "residual": "reward - fitted",
     },
     "drift": {
-        "run": "name of the run directory",
+        "level": "run, or method (mean over its runs, at steps that all of them have)",
+        "name": "run or method",
         **_METHOD,
         "predictor": "dH_pred_<predictor>, or the measured dH_train, dH_heldout",
         "step": "optimizer step",
@@ -97,6 +98,8 @@ RUN_TABLES: dict[str, dict[str, str]] = {
         "drift": "predicted - realised",
         "factor": "least-squares factor of realised on predicted over the first half of the steps",
         "drift_scaled": "factor x predicted - realised",
+        "fixed": "entropy of the fixed probe set after the step, less that at the start",
+        "scaled": "fixed + drift_scaled; factor x predicted where the predictor has every step",
     },
     "drift_final": {
         **_NAMED,

@@ -13,9 +13,12 @@ import pandas as pd
 from entropy_lab.analysis.store import read_tables
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.plots import (
+    drift,
     entropy_reward,
     error_budget,
     influence_scores,
+    methods_curves,
+    methods_summary,
     predicted_vs_actual,
     quadrants,
     regions,
@@ -41,6 +44,9 @@ PLOTS: dict[str, Plot] = {
     "influence_scores": Plot(influence_scores.NEEDS, influence_scores.draw, deep=True),
     "quadrants": Plot(quadrants.NEEDS, quadrants.draw),
     "regions": Plot(regions.NEEDS, regions.draw),
+    "drift": Plot(drift.NEEDS, drift.draw),
+    "methods_curves": Plot(methods_curves.NEEDS, methods_curves.draw),
+    "methods_summary": Plot(methods_summary.NEEDS, methods_summary.draw),
 }
 
 
