@@ -100,9 +100,9 @@ def _trainer():
     return run_training
 
 
-@app.command(epilog="Example: entropy-lab analyze runs/demo")
+@app.command(epilog="Example: entropy-lab analyze runs/demo; several: analyze runs/* --jobs 4")
 def analyze(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Run directories.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.")],
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write; default RUN/analysis, or comparison/ beside the runs."),
@@ -110,14 +110,23 @@ def analyze(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the numbers as one JSON object.")
     ] = False,
+    tokens: Annotated[
+        bool,
+        typer.Option(
+            "--tokens/--no-tokens",
+            help="Read the token rows; comparing methods does without them.",
+        ),
+    ] = True,
+    jobs: Annotated[int, typer.Option(help="Processes that read runs at the same time.")] = 1,
 ) -> None:
     """Measure how well each prediction did and where entropy changed; several runs: compare."""
     from entropy_lab import analysis
     from entropy_lab.report import summary_lines, write_report
 
-    found = analysis.analyze(runs, out)
+    found = analysis.analyze(runs, out, tokens=tokens, jobs=jobs)
     command = ["entropy-lab", "analyze", *map(str, runs)]
     command += ["--out", str(out)] if out is not None else []
+    command += [] if tokens else ["--no-tokens"]
     report = write_report(found.tables, found.out, shlex.join(command))
     if as_json:
         print(json.dumps(found.to_json(), indent=2, allow_nan=False))

@@ -37,6 +37,10 @@ class Plan:
     flush_steps: int = 4
     deep_every: int = 0  # 0: no deep steps
     floor: float = 0.0  # 0: no floor steps
+    settings: dict[str, Any] = field(default_factory=dict)  # of the method
+    lr: float = 2e-4
+    minibatches: int = 1  # steps on a rollout
+    drift: float = 0.0  # of the fixed set's dH per step; 0: it is not logged
 
 
 def write_run(path: Path, plan: Plan | None = None, **changes: Any) -> list[dict[str, np.ndarray]]:
@@ -44,8 +48,9 @@ def write_run(path: Path, plan: Plan | None = None, **changes: Any) -> list[dict
     plan = plan or Plan(**changes)
     config = {
         "run": {"name": path.name, "seed": plan.seed},
-        "method": {"name": plan.method},
+        "method": {"name": plan.method, **plan.settings},
         "task": {"name": "arithmetic"},
+        "optimizer": {"lr": plan.lr},
     }
     create_run(path, config, seeds={"run": plan.seed})
     rng = np.random.default_rng(plan.seed)
@@ -146,13 +151,15 @@ def _deep_columns(
 def _step_row(plan: Plan, step: int, blocks: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "step": step,
-        "rollout": step,
+        "rollout": step // plan.minibatches,
         "probed": plan.probed,
         "inclusion_prob": plan.inclusion_prob or 1.0,
         "gradient_audit": plan.audit if step % 10 == 0 else float("nan"),
         "entropy_fixed": _line(plan.entropy, step, plan.steps),
         "repeat_max": 0.0 if step % 10 == 0 else float("nan"),
     }
+    if plan.drift:
+        row["dH_fixed"] = plan.drift
     if plan.floor and step % 10 == 0:
         row |= {"floor": plan.floor * (1 + step), "floor_rows": 10.0 * (1 + step)}
     if plan.deep_every and step % plan.deep_every == 0:
@@ -168,14 +175,14 @@ def _metrics(plan: Plan, step: int, rng: np.random.Generator) -> dict[str, Any]:
     change = -0.003 + 0.001 * rng.normal()
     return {
         "step": step,
-        "rollout": step,
-        "age": 0,
+        "rollout": step // plan.minibatches,
+        "age": step % plan.minibatches,
         "reward": _line(plan.reward, step, plan.steps) + 0.02 * rng.normal(),
         "entropy_token_mean": _line(plan.entropy, step, plan.steps),
         "entropy_seq_mean": _line(plan.entropy, step, plan.steps),
         "dH_train": change * 1.3,
         "dH_heldout": change,
-        "lr": 2e-4,
+        "lr": plan.lr,
         "grad_norm": 0.5,
         "response_length": float(plan.length),
         "truncated_share": 0.0,

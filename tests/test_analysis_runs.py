@@ -153,7 +153,7 @@ def test_several_runs_are_compared_per_run_and_per_method(tmp_path: Path) -> Non
     assert methods.loc["grpo", "change_hi"] == pytest.approx(high)
     assert methods.loc["grpo", "runs"] == 2
     assert math.isnan(methods.loc["steer", "change_lo"])  # one run carries no interval
-    assert [d["run"] for d in found.to_json()] == list(ends)
+    assert [d["run"] for d in found.to_json()["runs"]] == list(ends)
     # The folder of an earlier comparison may be named again, as `runs/*` does.
     again = analyze([*(tmp_path / n for n in ends), tmp_path / "comparison"])
     assert again.runs == list(ends)

@@ -43,6 +43,20 @@ def test_analyze_json_is_json_alone(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists() and (tmp_path / "validation.parquet").exists()
 
 
+def test_several_runs_are_compared_without_tokens_and_in_processes(
+    run: Path, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "other", steps=9, method="steer", probed=False)
+    runs = [str(run), str(tmp_path / "other")]
+    command = ["analyze", *runs, "--no-tokens", "--jobs", "2", "--out", str(tmp_path / "out")]
+    result = RUNNER.invoke(cli.app, [*command, "--json"])
+    data = json.loads(result.output)
+    assert [m["method"] for m in data["methods"]] == ["grpo", "steer"]
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "--no-tokens" in text.split("<footer>")[1]
+    assert cli.run(["analyze", *runs, "--jobs", "0"]) == 2
+
+
 def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_path: Path) -> None:
     result = RUNNER.invoke(
         cli.app, ["plot", "quadrants", "--from", str(run), "--out", str(tmp_path / "one")]
@@ -53,7 +67,10 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     folder = str(run / "analysis")
     result = RUNNER.invoke(cli.app, ["plot", "all", "--from", folder, "--out", str(tmp_path)])
     assert result.exit_code == 0
-    assert len(list(tmp_path.glob("*.pdf"))) == 5
+    names = {path.stem for path in tmp_path.glob("*.pdf")}
+    assert {"predicted_vs_actual", "entropy_reward", "quadrants", "regions", "drift"} <= names
+    assert "methods_summary" not in names
+    assert "skipped methods_summary" in result.output
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from matplotlib.image import AxesImage
 from PIL import Image
 
 from entropy_lab.analysis import analyze, read_tables
+from entropy_lab.analysis.replay import pairs
+from entropy_lab.analysis.store import write_tables
 from entropy_lab.analysis.tables import QUADRANTS
+from entropy_lab.analysis.tables_runs import OF_SEVERAL
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.plots import PLOTS, draw, make, svg
 from entropy_lab.plots.quadrants import LABELS
@@ -59,9 +62,48 @@ def deep_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def all_tables(deep_run: Path, tables: Tables) -> Tables:
+def over_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seeds")
+    for method, seeds in (("grpo", 3), ("steer", 2), ("opo", 1)):
+        for seed in range(seeds):
+            ends = 0.1 + 0.02 * seed + 0.1 * (method == "steer")
+            write_run(
+                folder / f"{method}-{seed}", method=method, seed=seed, steps=12, probed=False,
+                entropy=(0.5, ends),
+            )  # fmt: skip
+    return analyze(sorted(folder.iterdir())).out
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four states; method b lowers entropy by 1e-3 more than grpo at each, c by as much."""
+    rows = pd.DataFrame(
+        [
+            {"run": "r", "method": m, "own": m == "grpo", "point": p, "inner": 0,
+             "kl": 1e-4 * (p + 1),
+             "dH_train": -3e-3 - 1e-3 * (m == "b") + 1e-4 * p * (m == "c") - 1e-3 * p,
+             "dH_heldout": -2e-3}
+            for m in ("grpo", "b", "c") for p in range(4)
+        ]
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("replay")
+    found = pairs(rows, "grpo").assign(run="r")
+    write_tables(folder, {"replay": rows, "replay_pairs": found})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def all_tables(deep_run: Path, over_seeds: Path, replayed: Path, tables: Tables) -> Tables:
     deep = {table for plot in PLOTS.values() if plot.deep for table in plot.needs}
-    return tables | read_tables([deep_run], deep)
+    more = read_tables([over_seeds], OF_SEVERAL) | read_tables([replayed], ["replay_pairs"])
+    return tables | read_tables([deep_run], deep) | more
+
+
+def test_the_replay_figure_shows_the_paired_differences(all_tables: Tables) -> None:
+    own = make("replay", all_tables).figure.axes[0]
+    assert [t.get_text() for t in own.get_yticklabels()] == ["b", "c"]  # sorted, no baseline
+    points = [line.get_xdata()[0] for line in own.get_lines() if line.get_marker() == "o"]
+    np.testing.assert_allclose(points, [-1e-3, 1.5e-4])
 
 
 @pytest.fixture(scope="module")
@@ -205,16 +247,19 @@ def test_captions_say_how_many_rows_and_what_is_resampled(all_tables: Tables, na
     caption = make(name, all_tables).caption
     assert "$" not in caption  # it is plain text in the report
     assert "n = " in caption
-    unit = "the run" if name == "entropy_reward" else "two-stage bootstrap: steps, then prompt"
-    assert unit in caption
+    units = {"entropy_reward": "the run", "drift": "the run is the unit"}
+    units["replay"] = "bootstrap over replay points"
+    units |= dict.fromkeys(("methods_curves", "methods_summary"), "bootstrap over seeds within a")
+    assert units.get(name, "two-stage bootstrap: steps, then prompt") in caption
 
 
 @pytest.mark.parametrize("name", PLOTS)
 def test_figures_need_only_their_tables_and_embed_their_fonts(
-    deep_run: Path, all_tables: Tables, tmp_path: Path, name: str
+    deep_run: Path, over_seeds: Path, replayed: Path, all_tables: Tables, tmp_path: Path, name: str
 ) -> None:
     make(name, {table: all_tables[table] for table in PLOTS[name].needs})
-    pdf, png = draw(name, deep_run, tmp_path)
+    folder = replayed if name == "replay" else deep_run
+    pdf, png = draw(name, over_seeds if name.startswith("methods_") else folder, tmp_path)
     assert b"/FontFile2" in pdf.read_bytes()  # TrueType, not Type 3
     with Image.open(png) as image:
         assert image.width > 1000
@@ -287,6 +332,8 @@ def test_errors_name_the_figure_and_the_command(tmp_path: Path) -> None:
     analyze([tmp_path / "run"])
     with pytest.raises(RunError, match="needs rows in quadrants.parquet and it has none"):
         draw("quadrants", tmp_path / "run", tmp_path)
+    with pytest.raises(RunError, match="has no methods.parquet: make it .* of several runs"):
+        draw("methods_summary", tmp_path / "run", tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write entropy_reward"):
         draw("entropy_reward", tmp_path / "run", tmp_path / "file" / "below")

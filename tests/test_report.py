@@ -166,25 +166,6 @@ def test_a_run_without_token_rows_still_gets_a_report(tmp_path: Path) -> None:
     assert any("no token rows" in line for line in summary_lines(found.tables))
 
 
-def test_several_runs_are_one_report_with_a_comparison(tmp_path: Path) -> None:
-    for seed, name in enumerate(("one", "two")):
-        write_run(tmp_path / name, steps=8, seed=seed)
-    found = analyze([tmp_path / "one", tmp_path / "two"])
-    text = write_report(found.tables, found.out, "x").read_text()
-    assert "2 runs compared" in text and "t interval over the runs" in text
-    lines = summary_lines(found.tables)
-    assert lines[0].split()[:2] == ["run", "method"]
-    assert [line.split()[0] for line in lines[1:3]] == ["one", "two"]
-    assert not any("one run per method" in line for line in lines)  # both are grpo
-
-
-def test_a_single_run_of_each_method_is_said_to_prove_nothing(tmp_path: Path) -> None:
-    for method in ("grpo", "steer"):
-        write_run(tmp_path / method, steps=8, method=method)
-    lines = summary_lines(analyze([tmp_path / "grpo", tmp_path / "steer"]).tables)
-    assert any("one run per method: differences have no interval" in line for line in lines)
-
-
 def test_the_terminal_summary_is_about_ten_lines_with_the_best_first(page) -> None:
     _, tables, _ = page
     lines = summary_lines(tables)

@@ -22,9 +22,15 @@ def caveats(
     found: Scan | None,
     has_groups: bool,
     validation: pd.DataFrame,
+    tokens: bool = True,
 ) -> list[dict]:
-    """Rows of the table `warnings`, the gravest first, without the run's name."""
+    """Rows of the table `warnings`, the gravest first, without the run's name.
+
+    tokens: whether the analysis was asked to read token rows.
+    """
     rows = _files(run) + _measurement(steps)
+    if not tokens:
+        return [*rows, _note("token rows were not read (--no-tokens): no correlations, no regions")]
     if found is None:
         rows.append(
             _warning(

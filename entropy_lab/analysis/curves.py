@@ -27,13 +27,8 @@ def step_rows(run: Run) -> pd.DataFrame:
 
 def curves(rows: pd.DataFrame, method: str) -> pd.DataFrame:
     """Rows of the table `curves`: one per optimizer step, without the run's name."""
-    forms = [
-        c
-        for c in rows.columns
-        if c.startswith(PREDICTOR_PREFIX) and not c.endswith(_QUADRANT_ENDINGS)
-    ]
     wanted = [c for c in TABLES["curves"] if c in rows.columns]
-    data = rows[wanted + forms].apply(pd.to_numeric, errors="coerce")
+    data = rows[wanted + prediction_columns(rows)].apply(pd.to_numeric, errors="coerce")
     data["method"] = method
     for smooth, source in (
         ("reward_smooth", "reward"),
@@ -41,8 +36,22 @@ def curves(rows: pd.DataFrame, method: str) -> pd.DataFrame:
         ("dH_smooth", "dH_train"),
     ):
         if source in data:
-            data[smooth] = data[source].rolling(WINDOW, center=True, min_periods=1).mean()
+            data[smooth] = running_mean(data[source])
     return frame("curves", data)
+
+
+def prediction_columns(rows: pd.DataFrame) -> list[str]:
+    """The columns dH_pred_<name> that hold a step's mean over all of its tokens."""
+    return [
+        str(c)
+        for c in rows.columns
+        if c.startswith(PREDICTOR_PREFIX) and not c.endswith(_QUADRANT_ENDINGS)
+    ]
+
+
+def running_mean(values: pd.Series) -> pd.Series:
+    """Mean over WINDOW rows around each row, over fewer at either end."""
+    return values.rolling(WINDOW, center=True, min_periods=1).mean()
 
 
 def policy_change(rows: pd.DataFrame) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entropy_lab.analysis import bootstrap, curves, where
+from entropy_lab.analysis.arms import arms, mixed
+from entropy_lab.analysis.as_json import as_json
 from entropy_lab.analysis.belief import belief, noise_floor
 from entropy_lab.analysis.budget import BudgetSums
 from entropy_lab.analysis.calibration import calibration
 from entropy_lab.analysis.caveats import caveats
-from entropy_lab.analysis.compare import comparison
 from entropy_lab.analysis.deep import deep_columns, deep_rows, deep_steps
+from entropy_lab.analysis.drift import drift, drift_final
+from entropy_lab.analysis.evaluations import pass_at_k
 from entropy_lab.analysis.influence import InfluenceSums
+from entropy_lab.analysis.many import over_runs, run_lengths
+from entropy_lab.analysis.processes import side_by_side
 from entropy_lab.analysis.response import response_terms
 from entropy_lab.analysis.rows import Columns, Groups, needed
 from entropy_lab.analysis.scan import Scan, measure_ranges, scan
@@ -30,6 +34,7 @@ from entropy_lab.analysis.strata import strata
 from entropy_lab.analysis.tables import (
     FIRST_STEP,
     PREDICTOR_PREFIX,
+    TABLES,
     TERMS,
     frame,
     ordered_predictors,
@@ -51,18 +56,24 @@ class Analysis:
     out: Path
     tables: Tables
 
-    def to_json(self) -> dict[str, Any] | list[dict[str, Any]]:
-        """The object of `analyze --json`; a list of them for several runs. NaN becomes None."""
-        objects = [_json(self.tables, run) for run in self.runs]
-        return objects[0] if len(objects) == 1 else objects
+    def to_json(self) -> dict[str, Any]:
+        """The object of `analyze --json`: of the run, or of the comparison. NaN becomes None."""
+        return as_json(self.tables, self.runs)
 
 
-def analyze(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Analysis:
+def analyze(
+    run_dirs: Sequence[Path | str],
+    out: Path | str | None = None,
+    *,
+    tokens: bool = True,
+    jobs: int = 1,
+) -> Analysis:
     """Measure how well each prediction did and where the change lives; write the tables.
 
-    One run: tables in RUN/analysis. Several: the tables of all of them and `comparison`, in
-    <their common folder>/comparison, which is left out where `runs/*` names it too. `out`
-    overrides both. Raises RunError for a directory that
+    One run: tables in RUN/analysis. Several: the tables of all of them and those over methods and
+    seeds, in <their common folder>/comparison, which is left out where `runs/*` names it too. `out`
+    overrides both. tokens=False: token rows and responses are not read, and what comes from them
+    is empty. jobs: processes that read runs at the same time. Raises RunError for a directory that
     is not a run, holds no finished step, is damaged beyond reading, or cannot be written.
     """
     # One run under two spellings is one run.
@@ -72,10 +83,14 @@ def analyze(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> An
         raise RunError("no run given: name at least one run directory")
     runs = [open_run(path) for path in paths]
     names = _names(paths)
-    parts = [_analyze_run(run, name) for run, name in zip(runs, names, strict=True)]
+    found = arms(runs, names)
+    each = [(p, n, a.method, tokens) for p, n, a in zip(paths, names, found, strict=True)]
+    parts = side_by_side(_analyze_run, each, jobs)
     tables = {name: _stack([p[name] for p in parts]) for name in parts[0]}
     if len(parts) > 1:
-        tables["comparison"] = comparison(tables["curves"])
+        tables |= over_runs(tables, [arm.seed for arm in found], mixed(runs, names, found))
+    else:
+        tables["drift_final"] = drift_final(tables["drift"], run_lengths(tables["curves"]), {})
     target = Path(out) if out is not None else _default_out(paths)
     write_tables(target, tables)
     return Analysis(names, target, tables)
@@ -105,18 +120,22 @@ def _names(paths: list[Path]) -> list[str]:
     return [os.path.relpath(p, shared) for p in resolved]
 
 
-def _analyze_run(run: Run, name: str) -> Tables:
+def _analyze_run(path: Path, name: str, method: str, tokens: bool) -> Tables:
+    run = open_run(path)
     rows = curves.step_rows(run)
     config = run.info.get("config") or {}
-    method = str((config.get("method") or {}).get("name") or name)
-    groups = _groups(run)
-    found = _scan(run, rows, groups)
+    groups = _groups(run) if tokens else Groups.of({})
+    found = _scan(run, rows, groups) if tokens else None
     grouped = groups.known
     used = [s for s in found.train.steps if s >= found.first] if found else []
     unit = bootstrap.unit(len(used), grouped)
     tables = _token_tables(found, unit, grouped) | _deep_tables(run, rows, found, groups)
     tables["curves"] = curves.curves(rows, method)
-    tables["warnings"] = frame("warnings", caveats(run, rows, found, grouped, tables["validation"]))
+    tables["drift"] = drift(rows, name, method)
+    tables["pass_at_k"], skipped = pass_at_k(run, rows, name, method)
+    beware = caveats(run, rows, found, grouped, tables["validation"], tokens)
+    beware += [{"level": "warning", "text": skipped}] if skipped else []
+    tables["warnings"] = frame("warnings", beware)
     row = {
         "path": str(run.path),
         "method": method,
@@ -127,8 +146,9 @@ def _analyze_run(run: Run, name: str) -> Tables:
     }
     row["verdict"] = "\n".join(verdict(row, tables["validation"], tables["quadrants"]))
     tables["summary"] = frame("summary", [row])
-    for data in tables.values():
-        data["run"] = pd.Series(name, index=data.index, dtype="str")
+    for table, data in tables.items():
+        if "run" in TABLES[table]:
+            data["run"] = pd.Series(name, index=data.index, dtype="str")
     return tables
 
 
@@ -241,31 +261,3 @@ def _summary(tables: Tables, rows: pd.DataFrame, found: Scan | None) -> dict[str
         **belief(rows, found),
         "best_predictor": max(within, key=lambda r: r["pcc"])["predictor"] if within else "",
     }
-
-
-def _json(tables: Tables, run: str) -> dict[str, Any]:
-    (row,) = records(tables["summary"], run=run)
-    overall = records(tables["validation"], run=run, stratum="all")
-    pooled = {r["predictor"]: r["pcc"] for r in overall if r["scope"] == "pooled"}
-    predictors = {}
-    for one in overall:
-        if one["scope"] == "within_step":
-            predictors[one["predictor"]] = {
-                **{k: int(one[k]) for k in ("n", "steps")},
-                **{k: _number(one[k]) for k in ("pcc", "pcc_lo", "pcc_hi")},
-                "pcc_pooled": _number(pooled[one["predictor"]]),
-                **{k: _number(one[k]) for k in ("pcc_trim99", "srcc", "sign", "slope", "mse")},
-            }
-    return {
-        "run": run,
-        "steps": int(row["steps"]),
-        "tokens": int(row["tokens"]),
-        "unique_states": int(row["unique_states"]),
-        "entropy": {"first": _number(row["entropy_first"]), "last": _number(row["entropy_last"])},
-        "predictors": predictors,
-        **{k: _number(row[k]) for k in ("floor", "ceiling", "identity_error", "gradient_audit")},
-    }
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from entropy_lab.analysis.audit_tables import AUDIT_TABLES
 from entropy_lab.analysis.replay import REPLAY_TABLES
 from entropy_lab.analysis.tables import TABLES
+from entropy_lab.analysis.tables_runs import OF_SEVERAL
 from entropy_lab.errors import RunError
 
 _COLUMNS = TABLES | AUDIT_TABLES | REPLAY_TABLES
@@ -71,7 +72,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
         made = "audit --replay" if name in REPLAY_TABLES else made
         raise RunError(
             f"{folder} has no {path.name}: make it with `entropy-lab {made} RUN_DIR`"
-            + (" of several runs" if name == "comparison" else "")
+            + (" of several runs" if name in OF_SEVERAL else "")
         )
     try:
         data = pq.read_table(path).to_pandas()

@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from entropy_lab.analysis.tables_runs import RUN_TABLES
+
 PREDICTOR_PREFIX = "dH_pred_"
 # Bits of the token column `flags` and the sign regions, equal to those of types and stats (a
 # test compares them); repeated here because reading a log must not wait for torch.
@@ -51,6 +53,7 @@ def _banded(name: str, meaning: str) -> dict[str, str]:
 
 
 TABLES: dict[str, dict[str, str]] = {
+    **RUN_TABLES,
     "summary": _RUN
     | {
         "path": "run directory",

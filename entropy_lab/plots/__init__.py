@@ -14,9 +14,12 @@ from entropy_lab.analysis.store import read_tables
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.plots import (
     calibration,
+    drift,
     entropy_reward,
     error_budget,
     influence_scores,
+    methods_curves,
+    methods_summary,
     predicted_vs_actual,
     quadrants,
     regions,
@@ -45,6 +48,9 @@ PLOTS: dict[str, Plot] = {
     "quadrants": Plot(quadrants.NEEDS, quadrants.draw),
     "regions": Plot(regions.NEEDS, regions.draw),
     "replay": Plot(replay.NEEDS, replay.draw),
+    "drift": Plot(drift.NEEDS, drift.draw),
+    "methods_curves": Plot(methods_curves.NEEDS, methods_curves.draw),
+    "methods_summary": Plot(methods_summary.NEEDS, methods_summary.draw),
 }
 
 

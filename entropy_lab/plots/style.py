@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -130,6 +130,21 @@ def ink() -> str:
     return mpl.rcParams["text.color"]
 
 
+def paper() -> str:
+    """Colour of the background in the current theme."""
+    return mpl.rcParams["figure.facecolor"]
+
+
+def wrapped(label: str) -> str:
+    """A method's label with each of its settings on a line of its own."""
+    return label.replace(" ", "\n")
+
+
+def lines_of(labels: Iterable[str]) -> int:
+    """Lines of the longest of these labels once wrapped."""
+    return max(wrapped(label).count("\n") + 1 for label in labels)
+
+
 def density_colours() -> Colormap:
     """From the paper of the current theme to its strongest blue."""
     return LinearSegmentedColormap.from_list("density", _DEEP["dark" if _is_dark() else "light"])
@@ -148,12 +163,18 @@ def _is_dark() -> bool:
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """Line colour and dash of a method, the same in every figure; unknown names get one too."""
-    known = method in METHODS
-    place = METHODS.index(method) if known else zlib.crc32(method.encode())
+    """Line colour and dash of a method, the same in every figure; unknown names get one too.
+
+    A label with settings ("steer lambda_min=0.5") has the colour of its method and a dash of its
+    own.
+    """
+    name, _, settings = method.partition(" ")
+    known = name in METHODS
+    place = METHODS.index(name) if known else zlib.crc32(name.encode())
+    dash = place // len(PALETTE) + zlib.crc32(settings.encode())
     return {
         "color": colour(PALETTE[place % len(PALETTE)]),
-        "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
+        "linestyle": DASHES[dash % len(DASHES)],
     }
 
 

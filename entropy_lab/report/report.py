@@ -13,15 +13,17 @@ from entropy_lab.analysis.tables import Row, records
 from entropy_lab.errors import RunError
 from entropy_lab.plots import PLOTS, make, svg, write
 from entropy_lab.plots.style import theme
-from entropy_lab.report import html
+from entropy_lab.report import html, methods
 from entropy_lab.report.deep import budget, influence
 from entropy_lab.report.html import Raw
 from entropy_lab.report.kinds import signs, strata
+from entropy_lab.report.methods import MANY_RUNS
 from entropy_lab.report.numbers import band as _band
 from entropy_lab.report.numbers import fixed as _fix
 from entropy_lab.report.numbers import percent
 from entropy_lab.report.numbers import short as _short
 from entropy_lab.report.numbers import span as _range
+from entropy_lab.report.text import grouped
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -33,7 +35,11 @@ HEADINGS = {
     "influence_scores": "Whose push it was",
     "quadrants": "Which tokens did it",
     "regions": "Where the change lives",
+    "drift": "Do the predictions add up",
+    "methods_summary": "Which method ends where",
+    "methods_curves": "How they got there",
 }
+OVER_METHODS = ("methods_summary", "methods_curves", "drift")  # legible with any number of runs
 
 
 def write_report(tables: Tables, out: Path, command: str) -> Path:
@@ -41,24 +47,33 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
 
     Raises RunError where OUT cannot be written.
     """
-    sections = {name: _figure(name, tables, out / "figures") for name in PLOTS}
     names = list(tables["summary"]["run"])
+    single = names if len(names) <= MANY_RUNS else []  # of more, none is shown alone
+    known = [name for name, plot in PLOTS.items() if set(plot.needs) <= set(tables)]
+    drawn = [name for name in known if single or name in OVER_METHODS]
+    sections = dict.fromkeys(PLOTS, "")
+    sections |= {name: _figure(name, tables, out / "figures") for name in drawn}
+    sums = [sections["drift"], methods.drifts(tables), methods.passes(tables)]
     body = [_head(tables, names), _verdicts(tables), _warnings(tables), _numbers(tables)]
-    body += [sections["entropy_reward"], _comparison(tables), sections["predicted_vs_actual"]]
-    body += [_validation(tables, name, len(names) > 1) for name in names]
+    several = len(names) > 1
+    if several:
+        body += [*_over_methods(tables, sections), *sums, _left_out(len(names) - len(single))]
+    body += [sections["entropy_reward"], sections["predicted_vs_actual"]]
+    body += [_validation(tables, name, several) for name in single]
     body += [sections["calibration"], sections["error_budget"]]
-    body += [budget(tables, name, len(names) > 1) for name in names]
+    body += [budget(tables, name, several) for name in single]
     body.append(sections["influence_scores"])
-    body += [influence(tables, name, len(names) > 1) for name in names]
+    body += [influence(tables, name, several) for name in single]
     body.append(sections["quadrants"])
-    body += [signs(tables, name, len(names) > 1) for name in names]
+    body += [signs(tables, name, several) for name in single]
     body.append(sections["regions"])
-    body += [strata(tables, name, len(names) > 1) for name in names]
+    body += [strata(tables, name, several) for name in single]
+    body += [] if several else sums
     body.append(_foot(tables, command))
     path = out / "report.html"
     temporary = out / "report.html.tmp"
     try:
-        title = f"entropy-lab: {', '.join(names)}"
+        title = f"entropy-lab: {', '.join(single) or f'{len(names)} runs'}"
         temporary.write_text(html.page(title, "".join(body)), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
@@ -67,7 +82,7 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
 
 
 def _figure(name: str, tables: Tables, folder: Path) -> str:
-    if any(tables[needed].empty for needed in PLOTS[name].needs):
+    if any(needed not in tables or tables[needed].empty for needed in PLOTS[name].needs):
         return ""
     with theme("light"):
         drawing = make(name, dict(tables))
@@ -84,7 +99,8 @@ def _head(tables: Tables, names: list[str]) -> str:
     first = rows[0]
     if len(names) > 1:
         title = f"{len(names)} runs compared"
-        below = ", ".join(f"{r['run']} ({r['method']})" for r in rows)
+        below = ", ".join(f"{r['run']} ({r['method']})" for r in rows[:MANY_RUNS])
+        below += ", ..." if len(rows) > MANY_RUNS else ""
     else:
         title = str(first["run"])
         parts = [first["method"], first["task"], f"{first['steps']} steps", first["status"]]
@@ -97,24 +113,41 @@ def _verdicts(tables: Tables) -> str:
     verdicts = [str(row["verdict"]).splitlines() for row in rows]
     lines = verdicts[0]
     if len(rows) > 1:  # what each run did; the rest is in the report of that run alone
-        lines = [f"{r['run']}: {v[0]}" for r, v in zip(rows, verdicts, strict=True)]
+        lines = methods.verdict(tables)
+        if len(rows) <= MANY_RUNS:
+            lines += [f"{r['run']}: {v[0]}" for r, v in zip(rows, verdicts, strict=True)]
     look = "verdict" if len(rows) == 1 else "verdict all"
     return f'<section class="{look}">{html.paragraphs(lines)}</section>'
 
 
 def _warnings(tables: Tables) -> str:
-    rows = records(tables["warnings"])
+    rows = grouped(tables["warnings"])
     if not rows:
         return ""
-    several = len(tables["summary"]) > 1
-    lines = [
-        Raw(
-            f"<b>{html.text(str(r['level']).capitalize())}.</b> "
-            + html.text(f"{r['run']}: {r['text']}" if several else str(r["text"]))
-        )
-        for r in rows
-    ]
+    lines = [Raw(f"<b>{html.text(level.capitalize())}.</b> {html.text(t)}") for level, t in rows]
     return f'<section class="warn">{html.paragraphs(lines)}</section>'
+
+
+def _over_methods(tables: Tables, sections: Mapping[str, str]) -> list[str]:
+    """Methods first: where they end, how they got there, and what they have at equal levels."""
+    equal = methods.equal_levels(tables)
+    return [
+        sections["methods_summary"],
+        methods.methods(tables),
+        sections["methods_curves"],
+        f"<h2>At equal reward, at equal entropy</h2>{equal}" if equal else "",
+        methods.fits(tables),
+        methods.runs(tables),
+    ]
+
+
+def _left_out(runs: int) -> str:
+    if not runs:
+        return ""
+    return (
+        f'<p class="note">Figures and tables of single runs are left out, because there are {runs} '
+        "runs: analyze one alone to see its predictions and tokens.</p>"
+    )
 
 
 def _numbers(tables: Tables) -> str:
@@ -210,27 +243,12 @@ def _validation(tables: Tables, run: str, several: bool) -> str:
     return f'{name}{html.table(head, lines, best=0)}<p class="note">{html.text(note)}</p>'
 
 
-def _comparison(tables: Tables) -> str:
-    if "comparison" not in tables:
-        return ""
-    lines = [
-        [
-            r["level"], r["name"], r["method"], r["metric"], str(r["runs"]), _short(r["first"]),
-            _short(r["last"]),
-            Raw(f"{_short(r['change'])} <small>{_range(r['change_lo'], r['change_hi'])}</small>"),
-        ]
-        for r in records(tables["comparison"])
-    ]  # fmt: skip
-    head = ["level", "name", "method", "metric", "runs", "first", "last", "change"]
-    note = (
-        "First and last: means of five steps. Brackets: 95 % t interval over the runs of a method; "
-        "a single run has none."
-    )
-    return f'{html.table(head, lines, words=4)}<p class="note">{html.text(note)}</p>'
 
 
 def _foot(tables: Tables, command: str) -> str:
-    paths = ", ".join(str(p) for p in tables["summary"]["path"])
+    paths = ", ".join(str(p) for p in tables["summary"]["path"][:MANY_RUNS])
+    more = len(tables["summary"]) - MANY_RUNS
+    paths += f" and {more} more (summary.parquet)" if more > 0 else ""
     return (
         f"<footer><p>Made by <code>{html.text(command)}</code> from {html.text(paths)}. The "
         "numbers are in the .parquet files beside this report, the figures in figures/. "

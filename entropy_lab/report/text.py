@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from entropy_lab.analysis.tables import records
+from entropy_lab.analysis.tables import Row, records
+from entropy_lab.report.methods import MANY_RUNS, SINGLE, verdict
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -17,10 +18,9 @@ def summary_lines(tables: Tables) -> list[str]:
     if len(tables["summary"]) > 1:
         return _comparison(tables)
     (row,) = records(tables["summary"])
-    lines = [
-        f"{row['run']}: {row['method']}, {row['steps']} steps, {row['tokens']:,} token rows of "
-        f"{row['probed_steps']} probed steps, {states(row['unique_states'])}"
-    ]
+    rows = f", {row['tokens']:,} token rows of {row['probed_steps']} probed steps, "
+    read = rows + states(row["unique_states"]) if row["tokens"] else ", no token rows read"
+    lines = [f"{row['run']}: {row['method']}, {row['steps']} steps{read}"]
     lines += str(row["verdict"]).splitlines()
     lines += _predictors(tables["validation"], str(row["unit"]))
     return lines + _warnings(tables["warnings"])
@@ -58,11 +58,47 @@ def _fixed(value: float) -> str:
 
 
 def _comparison(tables: Tables) -> list[str]:
+    lines = [*verdict(tables), *_methods(records(tables["methods"]))]
+    if len(tables["summary"]) <= MANY_RUNS:
+        lines += _runs(tables)
+    if (tables["methods"]["seeds"] == 1).all():
+        lines.append("one run per method: differences have no interval; repeat with other seeds")
+    return lines + _warnings(tables["warnings"])
+
+
+def _methods(rows: list[Row]) -> list[str]:
+    width = max(len("method"), *(len(r["method"]) for r in rows))
+    band = 19
+    lines = [
+        f"{'method':<{width}}  seeds  {'last entropy [95 %]':<{band}}  "
+        f"{'last reward [95 %]':<{band}}  P(more reward than {rows[0]['baseline']})"
+    ]
+    for r in rows:
+        cells = [f"{_band(r, name):<{band}}" for name in ("entropy", "reward")]
+        chance = "baseline" if r["method"] == r["baseline"] else _band(r, "improvement")
+        single = f"  {SINGLE}" if r["seeds"] == 1 else ""
+        line = f"{r['method']:<{width}}  {r['seeds']:>5}  {'  '.join(cells)}  {chance}{single}"
+        lines.append(line.rstrip())
+    return lines
+
+
+def _band(row: Row, name: str) -> str:
+    low, high = row[f"{name}_lo"], row[f"{name}_hi"]
+    band = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else ""
+    return _fixed(row[name]) + band
+
+
+def _runs(tables: Tables) -> list[str]:
     rows = records(tables["comparison"], level="run")
     cells = {(r["name"], r["metric"]): r for r in rows}
     names = {r["name"]: r for r in rows}
+    if not names:
+        return []
     width = max(len("run"), *(len(name) for name in names))
-    lines = [f"{'run':<{width}}  {'method':<14}  steps  entropy first  last   reward first  last"]
+    wide = max(len("method"), *(len(row["method"]) for row in names.values()))
+    lines = [
+        f"{'run':<{width}}  {'method':<{wide}}  steps  entropy first  last   reward first  last"
+    ]
     for name, row in names.items():
         ends = [
             _fixed(cells[name, metric][end]) if (name, metric) in cells else "-"
@@ -70,15 +106,24 @@ def _comparison(tables: Tables) -> list[str]:
             for end in ("first", "last")
         ]
         lines.append(
-            f"{name:<{width}}  {row['method']:<14}  {row['steps']:>5}  "
+            f"{name:<{width}}  {row['method']:<{wide}}  {row['steps']:>5}  "
             f"{ends[0]:>13}  {ends[1]:>4}  {ends[2]:>13}  {ends[3]:>4}"
         )
-    if len({row["method"] for row in names.values()}) == len(names):
-        lines.append("one run per method: differences have no interval; repeat with other seeds")
-    return lines + _warnings(tables["warnings"])
+    return lines
 
 
 def _warnings(warnings: pd.DataFrame) -> list[str]:
-    rows = records(warnings)
-    several = len({r["run"] for r in rows}) > 1
-    return [f"{r['level']}: {r['run'] + ': ' if several else ''}{r['text']}" for r in rows]
+    return [f"{level}: {text}" for level, text in grouped(warnings)]
+
+
+def grouped(warnings: pd.DataFrame) -> list[tuple[str, str]]:
+    """(level, text) of each warning; with the run, or the number of runs that share it."""
+    runs: dict[tuple[str, str], list[str]] = {}
+    for row in records(warnings):
+        runs.setdefault((row["level"], row["text"]), []).append(row["run"])
+    several = len({name for names in runs.values() for name in names}) > 1
+    out = []
+    for (level, text), names in runs.items():
+        who = f"{len(names)} runs" if len(names) > 1 else names[0]
+        out.append((level, f"{who}: {text}" if several and who else text))
+    return out
