@@ -234,4 +234,4 @@ def test_a_memory_with_gaps_is_said(tmp_path: Path) -> None:
     found = audit(tmp_path / "run", [Counting(), "steer"], out=tmp_path / "out").tables["audit"]
     notes = found.set_index("method")["notes"]
     assert notes["Counting"] == "its memory skips the steps that were not probed"
-    assert notes["steer"] == ""
+    assert "memory" not in notes["steer"]
