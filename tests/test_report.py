@@ -146,7 +146,7 @@ def test_figures_lie_beside_the_report(page) -> None:
 
 def test_readers_of_dark_pages_get_dark_figures_and_printers_a_plain_page(page) -> None:
     text, _, _ = page
-    assert text.count("prefers-color-scheme: dark") == 5
+    assert text.count("prefers-color-scheme: dark") == 6
     assert "@media (prefers-color-scheme:dark)" in text and "@media print" in text
 
 
