@@ -85,6 +85,13 @@ def test_what_is_known_at_some_steps_is_compared_with_the_changes_in_those() -> 
     assert final.loc["jvp", "drift"] == pytest.approx(-0.15)
 
 
+def test_a_gap_in_the_log_is_no_step() -> None:
+    rows = steps(entropy_fixed=[1.0, 0.9, 0.2], dH_pred_cov=[-0.1] * 3).assign(step=[0, 1, 7])
+    table = drift(rows, "a", "grpo")
+    assert list(table["step"]) == [0]
+    np.testing.assert_allclose(table["realised"], [-0.1])
+
+
 def test_without_a_fixed_set_there_is_no_drift() -> None:
     assert drift(steps(dH_pred_cov=[0.1, 0.1]), "a", "grpo").empty
     assert drift(steps(dH_pred_cov=[0.1], entropy_fixed=[NAN]), "a", "grpo").empty

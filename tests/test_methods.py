@@ -13,8 +13,9 @@ import pytest
 from entropy_lab.analysis import analyze
 from entropy_lab.analysis.align import align
 from entropy_lab.analysis.arms import Arm, arms, baseline, mixed
-from entropy_lab.analysis.equal import passed
-from entropy_lab.analysis.methods import area
+from entropy_lab.analysis.equal import passed, targets
+from entropy_lab.analysis.methods import area, method_curves
+from entropy_lab.analysis.seeds import stratified
 from entropy_lab.errors import ConfigError
 from entropy_lab.record import create_run, open_run
 from entropy_lab.record.manifest import update_info
@@ -194,6 +195,22 @@ def test_entropy_at_equal_reward_is_read_where_the_runs_pass_the_baselines_level
     runs = found.tables["equal_levels"].query("level == 'run' and matched == 'entropy'")
     assert len(runs) == 6 * 4
     assert set(runs[runs["value"].isna()]["reached"]) == {0}
+
+
+def test_a_curve_stops_where_one_run_of_the_method_does_and_others_go_on() -> None:
+    short = curve("a", "grpo", 3, reward=1.0)
+    runs = align(pd.concat([short, curve("b", "grpo", 5, reward=3.0), curve("c", "opo", 5)]))
+    table = method_curves(runs, stratified({"grpo": 2, "opo": 1}))
+    assert set(table["metric"]) == {"reward"}  # nothing else was logged
+    assert list(table["at"]) == [0, 1, 2] and (table["mean"] == 2).all()
+
+
+def test_the_last_level_is_the_last_value_to_the_bit() -> None:
+    values = 10 ** np.random.default_rng(0).uniform(-3, 0, (200, 12))
+    data = [curve(str(i), str(i), 12, reward=row) for i, row in enumerate(values)]
+    runs = align(pd.concat(data))
+    for i, smooth in enumerate(runs.smooth["reward"]):
+        assert targets(runs, "reward", [i])[1.0] == smooth[-1]
 
 
 def test_a_single_run_reaches_its_own_last_level(tmp_path: Path) -> None:

@@ -62,9 +62,10 @@ def with_methods(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(keys, sort=False)
     means = groups[list(SUMS)].mean()
     means = means.assign(steps=groups["steps"].min(), factor=groups["factor"].median())
-    runs = table.groupby(keys[:2], sort=False)["name"].nunique()
-    every = groups["name"].nunique() == runs.reindex(means.index.droplevel('step')).to_numpy()
-    means = means[every].reset_index()
+    means = means.assign(runs=groups["name"].nunique()).reset_index()
+    every = table.groupby(keys[:2])["name"].nunique().rename("every").reset_index()
+    means = means.merge(every, on=keys[:2], how="left")
+    means = means[means["runs"] == means["every"]].drop(columns=["runs", "every"])
     means = means.assign(level="method", name=means["method"])
     return frame("drift", pd.concat([table, means], ignore_index=True))
 
