@@ -1,12 +1,74 @@
-"""From the runs of an experiment to the small tables in experiments/results."""
+"""From the runs of an experiment to the small tables in experiments/results.
+
+Tables of runs and tokens stay with the runs; what is kept is what a figure or a sentence reads.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
+from entropy_lab.analysis import analyze
+from entropy_lab.analysis.replay import lines, pairs
+from entropy_lab.analysis.store import write_tables
+from entropy_lab.analysis.tables_runs import OF_SEVERAL
+from entropy_lab.record import load
+from entropy_lab.report import summary_lines
+from entropy_lab.report.replayed import replayable
+
 RESULTS = Path(__file__).parent / "results"
+TOKEN_TABLES = ("summary", "validation", "budget", "influence", "calibration")
+MOST = 2**20  # bytes of a table that belongs into the repository
 
 
-def write_results(name: str, runs: Sequence[Path]) -> None:
-    raise NotImplementedError
+def write_results(name: str, runs: Sequence[Path], jobs: int = 1) -> None:
+    """Analyze the runs together and keep the small tables in RESULTS/name; prints the summary."""
+    if name == "03_replay":
+        _replay(name, runs)
+        return
+    tokens = name == "01_predictors"
+    with tempfile.TemporaryDirectory() as folder:
+        found = analyze(runs, folder, tokens=tokens, jobs=jobs)
+        kept = TOKEN_TABLES if tokens else ("summary", "pass_at_k", *OF_SEVERAL)
+        _keep(name, {k: found.tables[k] for k in kept if k in found.tables})
+        print("\n".join(summary_lines(found.tables)))
+    if not tokens:
+        _keep(name, {"doses": _doses(runs)})
+
+
+def _doses(runs: Sequence[Path]) -> pd.DataFrame:
+    """How much each run's method acted: means over steps."""
+    columns = ["touched_share", "clip_high_frac", "clip_low_frac", "dual_clip_frac"]
+    rows = []
+    for path in runs:
+        run = load(path)
+        means = run.metrics()[columns].mean()
+        rows.append({"run": path.name, "seed": run.info["seeds"]["run"], **means})
+    return pd.DataFrame(rows)
+
+
+def _replay(name: str, runs: Sequence[Path]) -> None:
+    from entropy_lab.train.replay import replay
+
+    parts = []
+    for path in runs:
+        found = replay(path, replayable(["all", "entropy_bonus:beta=0.01"]), deep=False)
+        parts.append(found.rows.assign(run=path.name))
+    rows = pd.concat(parts, ignore_index=True)
+    # A state is a run and a step of it.
+    state = rows["run"] + " " + rows["point"].astype(str)
+    table = pairs(rows.assign(point=state), "grpo").assign(run="all")
+    _keep(name, {"replay": rows, "replay_pairs": table})
+    print("\n".join(lines(table)))
+
+
+def _keep(name: str, tables: dict[str, pd.DataFrame]) -> None:
+    small = {k: v for k, v in tables.items() if len(v) and v.memory_usage().sum() < 32 * MOST}
+    write_tables(RESULTS / name, small)
+    for path in (RESULTS / name).glob("*.parquet"):
+        if path.stat().st_size > MOST:
+            path.unlink()
+            print(f"left out {path.name}: over 1 MiB")

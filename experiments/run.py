@@ -61,7 +61,9 @@ EXPERIMENTS = {
         "What does each method do to entropy, reward and held-out pass@k?", METHODS
     ),
     "03_replay": Experiment(
-        "What does each method's own step do from the very same state?", {"grpo": []}, seeds=2
+        "What does each method's own step do from the very same state?",
+        {"grpo": ["train.replay_every=5"]},
+        seeds=1,
     ),
     "04_random_reward": Experiment(
         "What does the clip alone do to entropy, when rewards are coin flips?",
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--set", action="append", default=[], help="for every arm: section.key=v")
+    parser.add_argument("--partial", action="store_true", help="tables of what is finished")
     parser.add_argument("--train-only", action="store_true", help="leave the tables for later")
     args = parser.parse_args()
     experiment = EXPERIMENTS[args.name]
@@ -116,9 +119,11 @@ def main() -> None:
     jobs = jobs_of(args.name, experiment.arms, list(seeds), args.runs, args.set)
     finished = sweep(jobs, args.jobs)
     if len(finished) < len(jobs):
-        sys.exit(f"{len(jobs) - len(finished)} runs are not finished: repeat the command")
+        print(f"{len(jobs) - len(finished)} runs are not finished: repeat the command")
+        if not args.partial:
+            sys.exit(1)
     if not args.train_only:
-        write_results(args.name, finished)
+        write_results(args.name, finished, args.jobs)
 
 
 if __name__ == "__main__":

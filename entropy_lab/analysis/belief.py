@@ -38,6 +38,12 @@ def largest(steps: pd.DataFrame, name: str) -> float:
     return float(values.max()) if len(values) else NAN
 
 
+def _median(steps: pd.DataFrame, name: str) -> float:
+    if name not in steps:
+        return NAN
+    return float(pd.to_numeric(steps[name], errors="coerce").median())
+
+
 def ceiling(found: Scan, floor: float) -> float:
     """Median over steps of sqrt(1 - floor^2 / var dH), 0 in a step that is all noise."""
     values = []
@@ -57,6 +63,7 @@ def belief(steps: pd.DataFrame, found: Scan | None) -> dict[str, float]:
         "under_floor": NAN,
         "identity_error": largest(steps, "identity_error"),
         "gradient_audit": largest(steps, "gradient_audit"),
+        "moved_bfloat16": _median(steps, "moved_share_bfloat16"),
     }
     if found is None or not np.isfinite(out["floor"]):
         return out

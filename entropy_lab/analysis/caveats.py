@@ -89,7 +89,7 @@ def _measurement(steps: pd.DataFrame) -> list[dict]:
 
 
 def _precision(steps: pd.DataFrame) -> list[dict]:
-    """What half precision does to dH, and how much of a step a half-precision sampler sees."""
+    """What measuring in half precision did to dH."""
     rows = []
     measured = steps["measured_in"].iloc[-1] if "measured_in" in steps else ""
     if "rounding" in steps and steps["rounding"].notna().any():
@@ -110,14 +110,6 @@ def _precision(steps: pd.DataFrame) -> list[dict]:
             _warning(
                 f"dH was measured in {measured}: rounding is about 1e-3 nats a token. Set "
                 "probe.dtype = float32, or auto for a few responses a step"
-            )
-        )
-    seen = "moved_share_bfloat16"
-    if seen in steps and (share := float(steps[seen].median())) < 0.5:
-        rows.append(
-            _note(
-                f"a step moves {share:.1%} of the weights once they are rounded to bfloat16 "
-                "(median of the floor steps): a sampler on such weights sees that part of it"
             )
         )
     return rows

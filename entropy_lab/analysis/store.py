@@ -27,7 +27,7 @@ def write_tables(out: Path, tables: Mapping[str, pd.DataFrame]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, data in tables.items():
-            _write(out / f"{name}.parquet", data, _COLUMNS[name])
+            _write(out / f"{name}.parquet", data, _COLUMNS.get(name, {}))
     except OSError as error:
         raise RunError(f"cannot write the analysis to {out}: {error.strerror or error}") from error
 

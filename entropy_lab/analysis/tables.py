@@ -81,6 +81,7 @@ TABLES: dict[str, dict[str, str]] = {
         "identity_error": "largest error of the sum of influence and its terms of any deep step, "
         "relative to the sum of absolute terms",
         "gradient_audit": "largest gradient audit of any step",
+        "moved_bfloat16": "share of the weights a step moves once rounded to bfloat16, median",
         "best_predictor": "largest within-step PCC",
         "unit": "what the intervals resample",
         "verdict": "what happened, one sentence a line",

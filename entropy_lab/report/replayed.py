@@ -33,8 +33,7 @@ def replay_and_report(
     """
     from entropy_lab.train.replay import replay
 
-    texts = _spelled_out(methods)
-    chosen = {text: _method(text) for text in dict.fromkeys([reference, *texts])}
+    chosen = replayable([reference, *methods])
     told = _progress if sys.stderr.isatty() else None
     found = replay(run_dir, chosen, inner=inner, points=points, deep=deep, told=told)
     rows = found.rows.assign(run=Path(run_dir).resolve().name)
@@ -44,6 +43,11 @@ def replay_and_report(
     if as_json:
         return [json.dumps(json.loads(table.to_json(orient="records")), indent=2)]
     return [*lines(table), f"tables: {folder / 'replay*.parquet'}"]
+
+
+def replayable(methods: Sequence[str]) -> dict[str, Method]:
+    """The methods that `--method` texts name, by text; ConfigError for one that takes no step."""
+    return {text: _method(text) for text in dict.fromkeys(_spelled_out(methods))}
 
 
 def _spelled_out(methods: Sequence[str]) -> list[str]:

@@ -182,6 +182,11 @@ def _floor(row: Row) -> str:
         f"{row['under_floor']:.1%} of the tokens have |dH| under two floors, so their sign and "
         f"size are not known; no predictor can reach a PCC in a step above {row['ceiling']:.4g}."
     )
+    if math.isfinite(row["moved_bfloat16"]):
+        text += (
+            f" A step moves {row['moved_bfloat16']:.0%} of the weights once they are rounded to "
+            "bfloat16: that part of it a sampler on such weights sees."
+        )
     return f'<p class="note">{html.text(text)}</p>'
 
 
