@@ -7,8 +7,6 @@ import textwrap
 from dataclasses import MISSING, fields
 from typing import Any
 
-from entropy_lab.interventions import Clipped, Method
-
 
 def listing(what: str) -> list[str]:
     """The entries of a registry (methods, predictors, tasks, figures), a line or a block each."""
@@ -43,6 +41,8 @@ def _entries(what: str) -> dict[str, object]:
 
 def _method_block(name: str, method: Any, indent: int) -> list[str]:
     """What a method does, its source, its own or changed defaults, and what is not confirmed."""
+    from entropy_lab.interventions import Clipped, Method
+
     # A base class that is no method of its own, like the mapping of STEER, counts as the method's.
     base = next(c for c in method.__mro__[1:] if c in (Method, Clipped) or "name" in vars(c))
     inherited = {f.name: f.default for f in fields(base)}

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from entropy_lab.analysis.audit.planned import Planned
-from entropy_lab.analysis.audit.spec import candidate_of
 from entropy_lab.analysis.replay import lines, pairs
 from entropy_lab.analysis.store import write_tables
 from entropy_lab.errors import ConfigError
-from entropy_lab.interventions import INTERVENTIONS, Method
+
+if TYPE_CHECKING:
+    from entropy_lab.interventions import Method
 
 
 def replay_and_report(
@@ -54,6 +55,8 @@ def _spelled_out(methods: Sequence[str]) -> list[str]:
     """`all` stands for every method of the registry that needs no setting."""
     if "all" not in methods:
         return list(methods)
+    from entropy_lab.interventions import INTERVENTIONS
+
     ready = [
         name
         for name, kind in INTERVENTIONS.items()
@@ -63,6 +66,10 @@ def _spelled_out(methods: Sequence[str]) -> list[str]:
 
 
 def _method(text: str) -> Method:
+    from entropy_lab.analysis.audit.planned import Planned
+    from entropy_lab.analysis.audit.spec import candidate_of
+    from entropy_lab.interventions import Method
+
     found = candidate_of(text)
     method = found.method if isinstance(found, Planned) else None
     if not isinstance(method, Method):
