@@ -16,7 +16,7 @@ from entropy_lab.analysis.arms import Arm, arms, baseline, mixed
 from entropy_lab.analysis.equal import passed, targets
 from entropy_lab.analysis.methods import area, method_curves
 from entropy_lab.analysis.seeds import stratified
-from entropy_lab.errors import ConfigError
+from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.record import create_run, open_run
 from entropy_lab.record.manifest import update_info
 from synthetic import write_run
@@ -242,6 +242,9 @@ def test_a_comparison_is_the_same_in_any_number_of_processes(sweep, tmp_path: Pa
         pd.testing.assert_frame_equal(table, again.tables[name])
     with pytest.raises(ConfigError, match="jobs = 0 is not valid: give the number of processes"):
         analyze(paths, tmp_path, jobs=0)
+    create_run(tmp_path / "empty", {}, seeds=0)
+    with pytest.raises(RunError, match="empty holds no finished step"):
+        analyze([paths[0], tmp_path / "empty"], tmp_path, tokens=False, jobs=2)
 
 
 def test_without_tokens_nothing_is_read_of_them_and_it_is_said(sweep, tmp_path: Path) -> None:

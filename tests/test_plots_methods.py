@@ -54,13 +54,17 @@ def test_each_method_has_a_panel_with_its_mean_its_band_and_the_baseline(tables:
     for axes, metric in ((entropy, "entropy"), (reward, "reward")):
         rows = data[(data["metric"] == metric) & (data["method"] == "steer")]
         base = data[(data["metric"] == metric) & (data["method"] == "grpo")]
-        other, baseline, own = axes.get_lines()  # opo in grey, grpo dashed, itself on top
+        baseline, own = axes.get_lines()  # grpo dashed, itself on top, and opo in grey
         np.testing.assert_allclose(own.get_ydata(), rows["mean"])
         np.testing.assert_allclose(baseline.get_ydata(), base["mean"])
         assert (
             baseline.get_linestyle() == "--" and own.get_color() == method_style("steer")["color"]
         )
-        assert other.get_alpha() < 0.5
+        (grey,) = (c for c in axes.collections if isinstance(c, LineCollection))
+        third = data[(data["metric"] == metric) & (data["method"] == "opo")]
+        (segment,) = grey.get_segments()
+        np.testing.assert_allclose(segment, third[["at", "mean"]])
+        assert grey.get_alpha() < 0.5
         (band,) = (c for c in axes.collections if isinstance(c, PolyCollection))
         low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices.max(0)[1]
         assert (low, high) == pytest.approx((rows["mean_lo"].min(), rows["mean_hi"].max()))
@@ -68,7 +72,7 @@ def test_each_method_has_a_panel_with_its_mean_its_band_and_the_baseline(tables:
     (band,) = (c for c in single.collections if isinstance(c, PolyCollection))
     assert not band.get_paths() or not len(band.get_paths()[0].vertices)
     grpo = found["grpo"][0]
-    assert len(grpo.get_lines()) == 3 and entropy.get_ylim() == grpo.get_ylim()
+    assert len(grpo.get_lines()) == 1 and entropy.get_ylim() == grpo.get_ylim()
 
 
 def test_the_forest_shows_every_number_with_its_interval(tables: Tables) -> None:

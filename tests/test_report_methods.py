@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -120,6 +121,23 @@ def test_a_single_run_of_each_method_is_said_to_prove_nothing(tmp_path: Path) ->
     lines = summary_lines(analyze([tmp_path / "grpo", tmp_path / "steer"]).tables)
     assert any("one run per method: differences have no interval" in line for line in lines)
     assert sum(line.endswith("1 seed: no interval") for line in lines) == 2
+
+
+def test_runs_without_rewards_are_compared_by_their_entropy(tmp_path: Path) -> None:
+    for method in ("grpo", "steer"):
+        write_run(tmp_path / method, steps=8, method=method, probed=False)
+        log = tmp_path / method / "metrics.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        bare = [json.dumps({k: v for k, v in x.items() if k != "reward"}) + "\n" for x in lines]
+        log.write_text("".join(bare))
+    found = analyze([tmp_path / "grpo", tmp_path / "steer"])
+    json.dumps(found.to_json(), allow_nan=False)
+    text = write_report(found.tables, found.out, "x").read_text()
+    assert "Which method ends where" in text and "How they got there" in text
+    assert "At equal reward" not in text and "Reward as a function of entropy" not in text
+    lines = summary_lines(found.tables)
+    assert not any("Most reward" in line or "is P clear" in line for line in lines)
+    assert ["steer", "1", "0.25", "-", "-"] in [line.split()[:5] for line in lines]
 
 
 def test_methods_are_sorted_by_what_their_intervals_say() -> None:

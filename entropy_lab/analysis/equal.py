@@ -58,6 +58,8 @@ def equal_levels(runs: Aligned, draws: Mapping[str, Indices]) -> pd.DataFrame:
     at = runs.at[runs.common]
     rows: list[dict[str, Any]] = []
     for matched, other in PAIRS:
+        if not np.isfinite(runs.raw[other]).any():
+            continue
         for share, target in targets(runs, matched, members[first]).items():
             same = {"matched": matched, "share": share, "target": target}
             found = np.array(
