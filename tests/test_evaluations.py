@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from entropy_lab.analysis import analyze
+from entropy_lab.report.methods import passes
 from synthetic import write_run
 
 
@@ -38,7 +39,8 @@ def test_a_run_shows_its_scores_at_the_entropy_of_the_evaluated_policy(folder: P
     assert list(table["step"]) == [0, 20, 41]
     np.testing.assert_allclose(table["avg_at_k"], [0.3, 0.4, 0.5])
     # A line from 0.5 to 0.1 over steps 0..40; its running mean ends with steps 36..40.
-    np.testing.assert_allclose(table["entropy"], [0.48, 0.3, 0.12], atol=1e-6)
+    np.testing.assert_allclose(table["train_entropy"], [0.48, 0.3, 0.12], atol=1e-6)
+    assert table["entropy"].isna().all() and table["samples"].isna().all()  # not in the file
     assert set(table["level"]) == {"run"} and set(table["name"]) == {"a"}
 
 
@@ -50,8 +52,25 @@ def test_a_method_shows_the_mean_of_the_runs_that_were_evaluated(folder: Path) -
     assert table.loc[20, "pass_at_k_lo"] < 0.5 and table.loc[20, "pass_at_k_hi"] > 0.6
     assert table.loc[0, "avg_at_k_lo"] == pytest.approx(0.3)  # both alike
     assert np.isnan(table.loc[41, "avg_at_k_lo"]) and table.loc[41, "avg_at_k"] == 0.5
-    assert table.loc[20, "entropy"] == pytest.approx((0.3 + 0.35) / 2)
+    assert table.loc[20, "train_entropy"] == pytest.approx((0.3 + 0.35) / 2)
     assert len(found.to_json()["pass_at_k"]) == 5 + 3
+
+
+def test_the_entropy_of_the_evaluated_responses_is_taken_where_it_is_logged(
+    tmp_path: Path,
+) -> None:
+    for name, entropy in (("a", 0.7), ("b", 0.5)):
+        write_run(tmp_path / name, steps=3, probed=False, seed=ord(name))
+        evaluate(tmp_path / name, {0: 0.2, 3: 0.4}, entropy=entropy, samples=64, pass_at_k_se=0.03)
+    alone = analyze([tmp_path / "a"])
+    assert set(alone.tables["pass_at_k"]["entropy"]) == {0.7}
+    assert set(alone.tables["pass_at_k"]["pass_at_k_se"]) == {0.03}
+    both = analyze([tmp_path / "a", tmp_path / "b"])
+    rows = both.tables["pass_at_k"].query("level == 'method'")
+    assert list(rows["entropy"]) == pytest.approx([0.6, 0.6]) and set(rows["samples"]) == {64}
+    assert (rows["entropy_lo"] < 0.5).all() and (rows["entropy_hi"] > 0.7).all()
+    last, earlier = passes(both.tables).split("Earlier evaluations")
+    assert "<td>3</td>" in last and "<td>0.4</td>" not in earlier and "64 each, T 1" in last
 
 
 def test_two_samplings_stay_apart_and_a_second_evaluation_is_no_second_seed(

@@ -72,7 +72,8 @@ def test_the_baseline_is_grpo_or_the_first_method() -> None:
 def test_runs_that_differ_in_more_than_method_and_seed_are_named(tmp_path: Path) -> None:
     def run(name: str, method: str, seed: int, lr: float, **train):
         config = {"run": {"seed": seed, "name": name}, "method": {"name": method},
-                  "optimizer": {"lr": lr}, "model": {"seed": seed}, "train": train}  # fmt: skip
+                  "optimizer": {"lr": lr}, "model": {"seed": seed}, "train": train,
+                  "eval": {"every": seed}}  # fmt: skip
         return made(tmp_path / name, config)
 
     equal = [run("a", "grpo", 0, 1e-3, keep_checkpoints=1), run("b", "steer", 1, 1e-3)]

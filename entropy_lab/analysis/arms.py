@@ -13,7 +13,7 @@ Settings = Mapping[str, Any]
 _LABELS = ("name", "source")  # keys of the method that are no settings
 _NOT_GIVEN = "default"
 # Settings that say how a run is named, seeded, measured and kept, not how it trains.
-_FREE_SECTIONS = ("run", "method", "probe")
+_FREE_SECTIONS = ("run", "method", "probe", "eval")
 _FREE = ("train.checkpoint_every", "train.keep_checkpoints")
 _SHOWN = 3  # differing settings that a warning spells out
 

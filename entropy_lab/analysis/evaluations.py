@@ -18,13 +18,16 @@ from entropy_lab.record import Run
 NAME = "evals.parquet"
 SETTINGS = ("benchmark", "step", "n", "k", "temperature", "top_p", "max_tokens")
 SCORES = ("avg_at_k", "pass_at_k")
+OPTIONAL = ("samples", "pass_at_k_se", "entropy")  # NaN where evals.parquet lacks them
+MEANS = (*SCORES, "entropy", "train_entropy")
 
 
 def pass_at_k(run: Run, rows: pd.DataFrame, name: str, method: str) -> tuple[pd.DataFrame, str]:
     """(the run's rows; what to warn of, "" for nothing). `rows` are its steps.
 
-    Empty for a run that was never evaluated. The entropy is that of training at the policy that
-    was evaluated: the running mean over steps, the last one after the last step.
+    Empty for a run that was never evaluated. train_entropy is that of the policy that was
+    evaluated, which took its step's number of steps: the running mean over steps, the last one
+    after the last step. entropy is the evaluation's own, on the held-out responses.
     """
     path = run.path / NAME
     if not path.exists():
@@ -37,10 +40,10 @@ def pass_at_k(run: Run, rows: pd.DataFrame, name: str, method: str) -> tuple[pd.
     if missing:
         return frame("pass_at_k", []), f"skipped {NAME}: it has no column {missing[0]!r}"
     known = rows[["step", "entropy_token_mean"]].dropna()
-    data = data[[*SETTINGS, *SCORES]].assign(level="run", name=name, method=method, seeds=1)
-    data["entropy"] = np.nan
+    data = data.reindex(columns=[*SETTINGS, *SCORES, *OPTIONAL])
+    data = data.assign(level="run", name=name, method=method, seeds=1, train_entropy=np.nan)
     if len(known):
-        data["entropy"] = np.interp(
+        data["train_entropy"] = np.interp(
             data["step"], known["step"], running_mean(known["entropy_token_mean"])
         )
     return frame("pass_at_k", data), ""
@@ -48,16 +51,16 @@ def pass_at_k(run: Run, rows: pd.DataFrame, name: str, method: str) -> tuple[pd.
 
 def over_seeds(table: pd.DataFrame, draws: Mapping[str, Indices]) -> pd.DataFrame:
     """`pass_at_k` of several runs with rows for each method after them, means over its runs."""
-    columns = [*SCORES, "entropy"]
+    columns, keys = list(MEANS), ["method", *SETTINGS, "samples"]
     rows: list[dict[str, Any]] = []
-    for (method, *setting), data in table.groupby(["method", *SETTINGS], sort=False, dropna=False):
+    for (method, *setting), data in table.groupby(keys, sort=False, dropna=False):
         picked = draws[str(method)]
         each = data.groupby("name", sort=False)[columns].mean()  # evaluated twice is one run
         # A run without this evaluation keeps its place among the seeds that are drawn.
         values = np.full((picked.shape[1], len(columns)), np.nan)
         values[: len(each)] = each.to_numpy(np.float64)
         mean, low, high, seeds = mean_over_seeds(values, picked)
-        row = dict(zip(SETTINGS, setting, strict=True))
+        row = dict(zip(keys[1:], setting, strict=True))
         row |= {"level": "method", "name": method, "method": method, "seeds": int(seeds[0])}
         for i, name in enumerate(columns):
             row |= {name: mean[i], f"{name}_lo": low[i], f"{name}_hi": high[i]}

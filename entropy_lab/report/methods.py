@@ -23,8 +23,8 @@ def verdict(tables: Tables) -> list[str]:
     rows = records(tables["methods"])
     one, runs = rows[0], sum(r["seeds"] for r in rows)
     lines = [
-        f"{runs} runs of {len(rows)} methods, compared over {one['axis']}s {one['first']:g} to "
-        f"{one['last']:g}, as far as all of them reach."
+        f"{runs} runs of {len(rows)} method{'s' * (len(rows) > 1)}, compared over "
+        f"{one['axis']}s {one['first']:g} to {one['last']:g}, as far as all of them reach."
     ]
     known = [r for r in rows if math.isfinite(r["reward"])]
     if known:
@@ -160,26 +160,41 @@ def drifts(tables: Tables) -> str:
 
 
 def passes(tables: Tables) -> str:
-    """pass@k of held-out problems beside the entropy of the evaluated policy."""
+    """pass@k of held-out problems beside entropy: the last evaluations, and all folded away."""
     level = "method" if "methods" in tables else "run"
     rows = records(tables["pass_at_k"], level=level)
     if not rows:
         return ""
-    lines: list[list[Cell]] = [
-        [
-            r["name"], r["benchmark"], f"{r['step']:g}", str(r["seeds"]), f"{r['k']:g}",
-            _band(r, "avg_at_k"), _band(r, "pass_at_k"), _band(r, "entropy"),
-            f"{r['n']:g} at T {r['temperature']:g}, top-p {r['top_p']:g}",
-        ]
-        for r in rows
-    ]  # fmt: skip
-    head = [level, "benchmark", "step", "seeds", "k", "avg@k", "pass@k", "entropy", "responses"]
+    last: dict[tuple[str, str], float] = {}
+    for r in rows:
+        key = r["name"], r["benchmark"]
+        last[key] = max(r["step"], last.get(key, 0))
+    head = [level, "benchmark", "step", "seeds", "k", "avg@k", "pass@k", "entropy",
+            "training entropy", "problems", "sampling"]  # fmt: skip
+    lines: dict[bool, list[list[Cell]]] = {True: [], False: []}
+    for r in rows:
+        lines[r["step"] == last[r["name"], r["benchmark"]]].append(_evaluation(r))
     note = (
-        "Entropy: running mean of the training entropy of the policy that was evaluated. Brackets: "
-        "95 % intervals over seeds; they hold no uncertainty about the problems."
+        "The last evaluation of each. Entropy: of the evaluated responses, at temperature 1; "
+        "training entropy: running mean at that step. Brackets: 95 % intervals over seeds; they "
+        "hold no uncertainty about the problems, which is pass_at_k_se in pass_at_k.parquet."
     )
     title = "<h2>pass@k on held-out problems</h2>"
-    return title + html.table(head, lines, words=2) + _note(note)
+    shown = title + html.table(head, lines[True], words=2) + _note(note)
+    if not lines[False]:
+        return shown
+    return shown + _details("Earlier evaluations", html.table(head, lines[False], words=2))
+
+
+def _evaluation(r: Row) -> list[Cell]:
+    sampling = f"T {r['temperature']:g}, top-p {r['top_p']:g}"
+    if math.isfinite(r["samples"]):
+        sampling = f"{r['samples']:g} each, {sampling}"
+    return [
+        r["name"], r["benchmark"], f"{r['step']:g}", str(r["seeds"]), f"{r['k']:g}",
+        _band(r, "avg_at_k"), _band(r, "pass_at_k"), _band(r, "entropy"),
+        _band(r, "train_entropy"), f"{r['n']:g}", sampling,
+    ]  # fmt: skip
 
 
 def runs(tables: Tables) -> str:
