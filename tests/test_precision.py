@@ -144,6 +144,7 @@ def test_cast_measures_the_rounded_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(tokens["dH"], (rounded() - start).numpy()[mask], atol=1e-8)
     steps = load(tmp_path / "run").steps()
     assert set(steps["policy"]) == {"cast"} and set(steps["measured_in"]) == {"float64"}
+    assert steps["floor"].item() <= 1e-12  # the reference is of the rounded weights too
 
 
 @pytest.mark.parametrize("where", WHERE)

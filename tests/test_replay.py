@@ -53,6 +53,19 @@ def test_the_runs_own_method_takes_the_step_that_the_run_took(run: Path, rows) -
             assert row["dH_heldout"] == taken["dH_heldout"]
 
 
+def test_the_runs_method_with_other_settings_is_not_taken_for_it(tmp_path: Path) -> None:
+    changes = ["method.name=steer", "method.lambda_min=0.3", "probe.held_out=false"]
+    out = run_training(None, [*SETTINGS, *changes, "train.rollouts=1"], tmp_path / "run")
+    found = replay(out, {"steer": make_method("steer")}, deep=False)
+    rows = found.rows.set_index("method")
+    assert found.own == "steer (run)" and rows["own"].to_dict() == {
+        "steer (run)": True, "steer": False
+    }  # fmt: skip
+    assert rows.loc["steer (run)", "dH_train"] == load(out).steps()["dH_train"][0]
+    assert rows["method_weight_min"].round(6).to_dict() == {"steer (run)": 0.3, "steer": 0.7}
+    assert rows["dH_heldout"].notna().all()  # though the run did not measure it
+
+
 def test_the_order_of_methods_changes_nothing(run: Path, rows) -> None:
     backwards = replay(run, dict(reversed(METHODS.items())), inner=2).rows
     keys = ["method", "point", "inner"]

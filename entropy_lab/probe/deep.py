@@ -23,7 +23,6 @@ from entropy_lab.probe.update import Before, Update, after_step, before_step
 from entropy_lab.probe.window import Probed, Window
 
 Jvp = Literal["forward", "slope"]
-PATH_FORMS = ("head", "last_block", "jvp", "second_order")
 SPLITS = ("jvp_grad", "jvp_momentum", "jvp_decay")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def replay(
         )
     own = make_method(config.method.name, **config.method.params)
     label = next((k for k, m in methods.items() if m == own), config.method.name)
+    if methods.get(label, own) != own:  # the same name with other settings
+        label = f"{label} (run)"
     chosen = {label: own, **methods}
     if points:
         spread = np.linspace(0, len(found) - 1, min(points, len(found)))
@@ -98,7 +100,9 @@ class _Stage:
     def __init__(self, config: Config, scratch: Path, deep: bool):
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.config, self.scratch, self.deep = config, scratch, deep
+        # Held-out rows are measured whether the run itself did so or not.
+        self.config = replace(config, probe=replace(config.probe, held_out=True))
+        self.scratch, self.deep = scratch, deep
         self.model, self.tokenizer = skeleton(config)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.count = 0
