@@ -104,6 +104,15 @@ def test_paired_differences_by_hand() -> None:
         pairs(table, "z")
 
 
+def test_a_method_that_does_nothing_is_said_to() -> None:
+    table = pd.DataFrame({"method": ["g"] * 3 + ["m"] * 3, "point": [0, 1, 2] * 2,
+                          "dH_train": [1.0, 2.0, 4.0] * 2, "dH_heldout": [1.0] * 6})  # fmt: skip
+    found = pairs(table, "g")
+    row = found.set_index(["method", "metric"]).loc[("m", "dH_train")]
+    assert row["difference_lo"] == row["difference"] == row["difference_hi"] == 0
+    assert lines(found)[-1].count("0 at every state") == 2
+
+
 def test_inner_steps_add_up_per_point() -> None:
     table = pd.DataFrame(
         {"method": ["a"] * 2 + ["b"] * 2, "point": [0] * 4, "dH_train": [1.0, 2.0, 4.0, 8.0]}

@@ -83,6 +83,8 @@ def _interval(difference: np.ndarray, seed: int) -> tuple[float, float]:
     n = len(difference)
     if n < 2:
         return float("nan"), float("nan")
+    if np.ptp(difference) == 0:  # as where a method does nothing from any state
+        return float(difference[0]), float(difference[0])
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(n, size=(REPLICATES, n))].mean(axis=1)
     return interval(means, n)
@@ -110,4 +112,6 @@ def lines(table: pd.DataFrame) -> list[str]:
 def _difference(row: pd.Series, is_baseline: bool) -> str:
     if is_baseline:
         return f"{row['mean']:+.2e} itself"
+    if row["difference_lo"] == row["difference_hi"] == 0:
+        return "0 at every state"
     return f"{row['difference']:+.2e} [{row['difference_lo']:+.1e}, {row['difference_hi']:+.1e}]"
