@@ -15,6 +15,7 @@ from entropy_lab.probe.scorer import untouched_rng, without_dropout
 from entropy_lab.record import write_evals
 from entropy_lab.train.gather import score_responses
 from entropy_lab.train.policy import make_score, model_inputs
+from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import held_out_problems
@@ -57,7 +58,7 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
         part = problems[first : first + size]
         responses = parts.engine.generate(
             parts.model,
-            [parts.tokenizer.encode(p.prompt) for p in part],
+            [encode_prompt(parts.tokenizer, p.prompt) for p in part],
             n=e.samples,
             max_tokens=max_tokens,
             temperature=e.temperature,

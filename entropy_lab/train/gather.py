@@ -14,7 +14,7 @@ from entropy_lab.probe.scorer import Scorer
 from entropy_lab.stats import state_hash
 from entropy_lab.train.policy import Inputs, Micro, model_inputs
 from entropy_lab.train.rollout import Responses
-from entropy_lab.train.tasks import Problem, Task
+from entropy_lab.train.tasks import Problem, Task, prompt_text
 from entropy_lab.types import TokenBatch
 
 
@@ -130,7 +130,7 @@ def sample_rows(
         "inclusion_prob": np.concatenate(
             [np.full(len(b.mask), inclusion(len(b.mask)), np.float32) for b in batches]
         ),
-        "prompt": [p.prompt for p in problems],
+        "prompt": [prompt_text(p.prompt) for p in problems],
         "response": scored.texts,
         "step": np.full(len(length), step, np.int64),
     }

@@ -18,9 +18,10 @@ from entropy_lab.train.gather import Scored, make_micros, score_responses
 from entropy_lab.train.model import load_model
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
+from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import ENGINES, RolloutEngine
-from entropy_lab.train.tasks import Task, make_task
+from entropy_lab.train.tasks import Problem, Task, make_task
 
 
 @dataclass
@@ -37,14 +38,18 @@ class Parts:
     engine: RolloutEngine
     probe: Probe
 
+    def draw(self, prompts: int, name: str, number: int) -> list[Problem]:
+        """Fresh problems: a function of the seed, the name and the number."""
+        rng = random.Random(f"{self.config.run.seed} {name} problems {number}")
+        return self.task.problems(prompts, rng)
+
     def sample(self, prompts: int, name: str, number: int) -> Scored:
         """Responses to fresh problems with their rewards: a function of weights and seed."""
         config = self.config
-        rng = random.Random(f"{config.run.seed} {name} problems {number}")
-        problems = self.task.problems(prompts, rng)
+        problems = self.draw(prompts, name, number)
         responses = self.engine.generate(
             self.model,
-            [self.tokenizer.encode(p.prompt) for p in problems],
+            [encode_prompt(self.tokenizer, p.prompt) for p in problems],
             n=config.rollout.group_size,
             max_tokens=config.rollout.max_tokens,
             temperature=config.rollout.temperature,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.messages import explain, nearest
 from entropy_lab.train.tasks.arithmetic import Arithmetic
-from entropy_lab.train.tasks.base import Problem, Task
+from entropy_lab.train.tasks.base import Problem, Prompt, Task, prompt_text
 from entropy_lab.train.tasks.countdown import Countdown
 from entropy_lab.train.tasks.split import held_out_problems
 
@@ -40,7 +40,9 @@ __all__ = [
     "Arithmetic",
     "Countdown",
     "Problem",
+    "Prompt",
     "Task",
     "held_out_problems",
     "make_task",
+    "prompt_text",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from entropy_lab.train.tasks.base import Problem
+from entropy_lab.train.tasks.base import Problem, prompt_text
 from entropy_lab.train.tasks.split import (
     HeldOutShare,
     enough,
@@ -72,7 +72,7 @@ class Arithmetic:
         return float(response.rsplit(";", 1)[-1] == problem.answer)
 
     def trace(self, problem: Problem, rng: random.Random, corrupt: float = 0.0) -> str:
-        a, b = (int(x) for x in problem.prompt.rstrip("=").split("+"))
+        a, b = (int(x) for x in prompt_text(problem.prompt).rstrip("=").split("+"))
         written, carry, answer = [], 0, 0
         for column in range(self.digits):
             base = 10**column

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+# What the model is asked: text as it stands, or a chat of {"role": ..., "content": ...}.
+Prompt = str | tuple[Mapping[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """prompt is what the model reads; equal problems have equal prompt_id (int64) in every run."""
+    """One question and what its responses are graded by.
 
-    prompt: str
-    answer: str
+    answer: the ground truth, in the form that the reward reads; equal problems have equal
+    prompt_id (int64) in every run; data_source and extra are columns of a data file.
+    """
+
+    prompt: Prompt
+    answer: Any
     prompt_id: int
+    data_source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """One string for the log: a chat as "role: content" paragraphs."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
 class Task(Protocol):

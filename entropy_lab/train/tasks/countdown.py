@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from entropy_lab.train.tasks.base import Problem
+from entropy_lab.train.tasks.base import Problem, prompt_text
 from entropy_lab.train.tasks.split import (
     HeldOutShare,
     enough,
@@ -60,8 +60,8 @@ class Countdown:
             problem = self._problem(rng, held_out=False)
             if problem is None:
                 raise nothing_to_train_on(self.name, self.held_out_share)
-            if problem.prompt not in found:
-                found[problem.prompt] = problem
+            if prompt_text(problem.prompt) not in found:
+                found[prompt_text(problem.prompt)] = problem
             elif rng.random() < 0.02:
                 repeats.append(problem)
         return [*found.values(), *repeats]
@@ -74,12 +74,12 @@ class Countdown:
             problem = self._problem(rng, held_out=True)
             if problem is None:
                 break
-            in_vain = in_vain + 1 if problem.prompt in found else 0
-            found.setdefault(problem.prompt, problem)
+            in_vain = in_vain + 1 if prompt_text(problem.prompt) in found else 0
+            found.setdefault(prompt_text(problem.prompt), problem)
         return enough([*found.values()], n, self.name, self.held_out_share)
 
     def reward(self, response: str, problem: Problem) -> float:
-        given, target = problem.prompt.rstrip("=").split(":")
+        given, target = prompt_text(problem.prompt).rstrip("=").split(":")
         numbers = [int(x) for x in given.split(",")]
         return float(evaluate(response, numbers) == int(target))
 

@@ -1,0 +1,158 @@
+"""The sections of a run's settings: one frozen dataclass each, checked when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """name labels the run; seed drives problems, sampling and probing; threads 0 keeps torch's."""
+
+    name: str = "demo"
+    seed: Seed = 0
+    threads: Threads = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class TaskConfig:
+    """A name in `TASKS`; every other key of the section is a field of that task."""
+
+    name: str = "arithmetic"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Sizes and warm-up of the model made here; `path` loads a local model folder instead.
+
+    autocast: "bfloat16" runs the passes of the trainer in it, on float32 master weights.
+    warmup_corrupt: the chance that a written step of a training trace is wrong; warmup_ramp:
+    iterations of linear learning-rate rise; warmup_decay: the last share of them, falling to 0.
+    """
+
+    path: str = ""
+    autocast: Literal["none", "bfloat16"] = "none"
+    seed: Seed = 0
+    layers: Positive = 3
+    hidden: Positive = 128
+    intermediate: Positive = 384
+    heads: Positive = 4
+    warmup_iterations: Count = 700
+    warmup_sequences: Positive = 48
+    warmup_lr: Rate = 4e-3
+    warmup_beta1: Decay = 0.9
+    warmup_beta2: Decay = 0.98
+    warmup_ramp: Count = 40
+    warmup_decay: Share = 0.3
+    warmup_corrupt: Share = 0.35
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolloutConfig:
+    """One rollout = prompts x group_size responses of at most max_tokens tokens, EOS included."""
+
+    engine: Literal["hf"] = "hf"
+    prompts: Positive = 32
+    group_size: Annotated[int, Field(ge=2)] = 8
+    max_tokens: Positive = 12
+    temperature: Rate = 1.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class MethodConfig:
+    """A name in `INTERVENTIONS`; every other key of the section is a field of that method."""
+
+    name: str = "grpo"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimizerConfig:
+    """clip_norm 0 is off; the rate rises over warmup_steps optimizer steps, then stays.
+
+    beta1 is the momentum of "sgd"; beta2 and eps belong to "adamw" alone.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: NonNegative = 2e-4
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    eps: Rate = 1e-8
+    weight_decay: NonNegative = 0.0
+    clip_norm: NonNegative = 1.0
+    warmup_steps: Count = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """Each rollout feeds `minibatches` optimizer steps; micro_batch counts responses.
+
+    checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all.
+    replay_every: rollouts between two replay points (0: none), for `audit --replay`.
+    """
+
+    rollouts: Positive = 60
+    minibatches: Positive = 2
+    micro_batch: Positive = 64
+    checkpoint_every: Count = 20
+    keep_checkpoints: Count = 2
+    replay_every: Count = 0
+    keep_replays: Count = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class ProbeConfig:
+    """What is measured around the steps; every: each n-th step; fraction: of its responses.
+
+    floor_every: gradient audit, repeat check and noise floor on each n-th probed step;
+    deep_every: path forms and influence, 0 for none. jvp, entropy_of, dtype, policy: as in Probe;
+    snapshots: where the weights before a deep step are kept.
+    """
+
+    enabled: bool = True
+    every: Positive = 1
+    fraction: PositiveShare = 1.0
+    profile: Literal["core", "full"] = "full"
+    held_out: bool = True
+    fixed_responses: Count = 64
+    floor_every: Positive = 10
+    deep_every: Count = 0
+    jvp: Literal["forward", "slope"] = "forward"
+    entropy_of: Literal["train", "held_out", "fixed"] = "train"
+    dtype: Literal["auto", "same", "float32", "float64"] = "auto"
+    policy: Literal["master", "cast"] = "master"
+    snapshots: Literal["device", "cpu"] = "device"
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvalConfig:
+    """Evaluation on held-out problems of the task, before, after and every `every` rollouts.
+
+    every 0: never. samples: responses to each of `problems` problems; max_k: pass@k for k = 1, 2,
+    4, ... up to it (0: up to samples); max_tokens 0: that of [rollout].
+    """
+
+    every: Count = 0
+    problems: Positive = 64
+    samples: Positive = 64
+    max_k: Count = 0
+    temperature: Rate = 1.0
+    top_p: PositiveShare = 1.0
+    max_tokens: Count = 0
