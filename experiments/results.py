@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from entropy_lab.analysis import analyze
-from entropy_lab.analysis.replay import lines, pairs
+from entropy_lab.analysis.replay import METRICS, lines, pairs
 from entropy_lab.analysis.store import write_tables
 from entropy_lab.analysis.tables_runs import OF_SEVERAL
 from entropy_lab.record import load
@@ -60,17 +60,21 @@ def _doses(runs: Sequence[Path]) -> pd.DataFrame:
 
 
 def _replay(name: str, runs: Sequence[Path]) -> None:
+    """Ten states of every run, all minibatches of the rollout that was stored there."""
     from entropy_lab.train.replay import replay
 
-    parts = []
+    chosen, parts = replayable(["all", "entropy_bonus:beta=0.01"]), []
     for path in runs:
-        found = replay(path, replayable(["all", "entropy_bonus:beta=0.01"]), deep=False)
+        inner = load(path).info["config"]["train"]["minibatches"]
+        found = replay(path, chosen, inner=inner, points=10, deep=False)
         parts.append(found.rows.assign(run=path.name))
+        print(f"replayed {path.name}", flush=True)
     rows = pd.concat(parts, ignore_index=True)
     # A state is a run and a step of it.
     state = rows["run"] + " " + rows["point"].astype(str)
     table = pairs(rows.assign(point=state), "grpo").assign(run="all")
-    _keep(name, {"replay": rows, "replay_pairs": table})
+    kept = ["run", "method", "own", "point", "inner", *(m for m in METRICS if m in rows)]
+    _keep(name, {"replay": rows[kept], "replay_pairs": table})
     print("\n".join(lines(table)))
 
 

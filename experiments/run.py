@@ -48,6 +48,10 @@ METHODS = {
     "ce_gppo": method("ce_gppo"),
     "cispo": method("cispo"),
     "stare": method("stare"),
+    "gspo": method("gspo"),
+    "entropy_pi": method("entropy_pi"),
+    "influence_steer": method("influence_steer"),
+    "entropy_target": method("entropy_target", target=-2e-4),
     # The dose matched: about 2 % of the tokens instead of the sources' 0.02-0.2 %.
     "clip_cov_2pct": method("clip_cov", ratio=0.02, lb=0.1),
     "kl_cov_2pct": method("kl_cov", ratio=0.02),
@@ -63,7 +67,6 @@ EXPERIMENTS = {
     "03_replay": Experiment(
         "What does each method's own step do from the very same state?",
         {"grpo": ["train.replay_every=5"]},
-        seeds=1,
     ),
     "04_random_reward": Experiment(
         "What does the clip alone do to entropy, when rewards are coin flips?",
@@ -73,12 +76,10 @@ EXPERIMENTS = {
             )
             for low, high in ((0.2, 0.2), (0.2, 0.05), (0.05, 0.2), (0.2, 1.0), (1.0, 0.2))
         },
-        seeds=3,
     ),
     "05_lambda_min": Experiment(
         "How does STEER's smallest weight change entropy?",
         {f"lambda{v:g}": method("steer", lambda_min=v) for v in (0.3, 0.5, 0.7, 0.9)},
-        seeds=3,
     ),
     "06_extreme_clipping": Experiment(
         "What happens without a working clip (0.99 below, 5 above)?",
@@ -88,7 +89,6 @@ EXPERIMENTS = {
             "steer": method("steer"),
             "steer_extreme": method("steer", clip_low=0.99, clip_high=5.0),
         },
-        seeds=3,
     ),
     "07_scope": Experiment(
         "Does it matter whether a method normalises over the minibatch or the micro-batch?",
@@ -99,7 +99,6 @@ EXPERIMENTS = {
             )
             for scope in ("minibatch", "microbatch")
         },
-        seeds=3,
     ),
 }  # fmt: skip
 

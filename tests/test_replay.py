@@ -88,6 +88,7 @@ def test_paired_differences_by_hand() -> None:
         {
             "method": ["a", "a", "b", "b", "c"],
             "point": [0, 4, 0, 4, 0],
+            "inner": [0] * 5,
             "dH_train": [-1.0, -3.0, -2.0, -5.0, 7.0],
             "kl": [0.1, 0.3, 0.1, 0.1, 0.5],
         }
@@ -106,7 +107,7 @@ def test_paired_differences_by_hand() -> None:
 
 def test_a_method_that_does_nothing_is_said_to() -> None:
     table = pd.DataFrame({"method": ["g"] * 3 + ["m"] * 3, "point": [0, 1, 2] * 2,
-                          "dH_train": [1.0, 2.0, 4.0] * 2, "dH_heldout": [1.0] * 6})  # fmt: skip
+                          "inner": [0] * 6, "dH_train": [1.0, 2.0, 4.0] * 2, "dH_heldout": [1.0] * 6})  # fmt: skip
     found = pairs(table, "g")
     row = found.set_index(["method", "metric"]).loc[("m", "dH_train")]
     assert row["difference_lo"] == row["difference"] == row["difference_hi"] == 0
@@ -115,10 +116,24 @@ def test_a_method_that_does_nothing_is_said_to() -> None:
 
 def test_inner_steps_add_up_per_point() -> None:
     table = pd.DataFrame(
-        {"method": ["a"] * 2 + ["b"] * 2, "point": [0] * 4, "dH_train": [1.0, 2.0, 4.0, 8.0]}
+        {
+            "method": ["a"] * 2 + ["b"] * 2,
+            "point": [0] * 4,
+            "inner": [0, 1] * 2,
+            "dH_train": [1.0, 2.0, 4.0, 8.0],
+            "dH_heldout": [0.5, np.nan, 0.25, np.nan],  # the last step has no next minibatch
+            "kl": [0.1, 0.3, 0.1, 0.1],
+        }
     )
-    found = pairs(table, "a").set_index("method")
-    assert found.loc["a", "mean"] == 3.0 and found.loc["b", "difference"] == 9.0
+    found = pairs(table, "a").set_index(["steps", "metric", "method"])
+    assert found.loc[(1, "dH_train", "a"), "mean"] == 1.0
+    assert found.loc[(2, "dH_train", "a"), "mean"] == 3.0
+    assert found.loc[(1, "dH_train", "b"), "difference"] == 3.0
+    assert found.loc[(2, "dH_train", "b"), "difference"] == 9.0
+    assert found.loc[(2, "dH_heldout", "b"), "difference"] == -0.25
+    assert found.loc[(2, "kl", "a"), "mean"] == pytest.approx(0.2)
+    shown = lines(found.reset_index())
+    assert shown[1] == "the first step of a rollout:" and shown[5] == "the first 2 steps:"
 
 
 def test_the_command_writes_tables_and_says_what_came_out(run: Path, tmp_path: Path) -> None:
@@ -160,8 +175,8 @@ def test_a_damaged_point_is_named(run: Path, tmp_path: Path) -> None:
 
 def test_the_lines_show_the_baseline_itself() -> None:
     table = pairs(
-        pd.DataFrame({"method": ["g", "m"], "point": [0, 0], "dH_train": [-1e-3, -2e-3],
+        pd.DataFrame({"method": ["g", "m"], "point": [0, 0], "inner": [0, 0], "dH_train": [-1e-3, -2e-3],
                       "dH_heldout": [-1e-3, -1e-3], "kl": [0.1, 0.1]}), "g",
     )  # fmt: skip
     shown = lines(table)
-    assert "-1.00e-03 itself" in shown[2] and "-1.00e-03 [+nan, +nan]" in shown[3]
+    assert "-1.00e-03 itself" in shown[3] and "-1.00e-03 [+nan, +nan]" in shown[4]

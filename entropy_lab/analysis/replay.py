@@ -30,7 +30,8 @@ PAIR_COLUMNS = {
     "run": "name of the run directory",
     "method": "label of the method",
     "baseline": "the method it is compared with",
-    "metric": "what is compared; sums over the inner steps for dH, means for the rest",
+    "steps": "successive steps compared: the first of a rollout alone, and all that were taken",
+    "metric": "what is compared; sums over the steps for dH, means for the rest",
     "n": "replay points that both have a value for",
     "mean": "mean of the method over the points",
     "baseline_mean": "mean of the baseline",
@@ -47,12 +48,21 @@ REPLICATES = 2000
 def pairs(rows: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
     """Paired differences of every method to `baseline`, over the points that both were played from.
 
-    rows: as `REPLAY_COLUMNS`. Raises ValueError where the baseline was not played.
+    The first step of a rollout by itself, where every ratio is still 1, and, where more were
+    taken, all of them together. rows: as `REPLAY_COLUMNS`. Raises ValueError where the baseline
+    was not played.
     """
     if baseline not in set(rows["method"]):
         raise ValueError(f"baseline {baseline!r} was not replayed: {sorted(set(rows['method']))}")
+    taken = int(rows["inner"].max()) + 1
+    parts = [_pairs(rows[rows["inner"] < n], baseline, seed, n) for n in sorted({1, taken})]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _pairs(rows: pd.DataFrame, baseline: str, seed: int, steps: int) -> pd.DataFrame:
     metrics = [m for m in METRICS if m in rows]
-    how = {m: "sum" if m in _ADDED else "mean" for m in metrics}
+    # The last minibatch of a rollout has no held-out one: such a step adds nothing to a sum.
+    how = {m: _total if m in _ADDED else "mean" for m in metrics}
     per_point = rows.groupby(["method", "point"], sort=False).agg(how)
     base = per_point.loc[baseline]
     out = []
@@ -66,6 +76,7 @@ def pairs(rows: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
                 {
                     "method": method,
                     "baseline": baseline,
+                    "steps": steps,
                     "metric": metric,
                     "n": len(both),
                     "mean": float(both["a"].mean()),
@@ -77,6 +88,10 @@ def pairs(rows: pd.DataFrame, baseline: str, seed: int = 0) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(out)
+
+
+def _total(values: pd.Series) -> float:
+    return float(values.sum(min_count=1))
 
 
 def _interval(difference: np.ndarray, seed: int) -> tuple[float, float]:
@@ -91,15 +106,22 @@ def _interval(difference: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def lines(table: pd.DataFrame) -> list[str]:
-    """The paired differences of dH as terminal lines."""
+    """The paired differences of dH as terminal lines, for each number of steps."""
     baseline = str(table["baseline"].iloc[0])
     out = [
         f"replayed from {int(table['n'].max())} states; difference to {baseline}, 95 % interval "
         f"(bootstrap over replay points)"
     ]
+    for steps, part in table.groupby("steps"):
+        out.append("the first step of a rollout:" if steps == 1 else f"the first {steps} steps:")
+        out += _block(part, baseline)
+    return out
+
+
+def _block(table: pd.DataFrame, baseline: str) -> list[str]:
     names = list(dict.fromkeys(table["method"]))
     width = max(len("method"), *(len(str(n)) for n in names))
-    out.append(f"{'method':<{width}}  {'dH train':>32}  {'dH held-out':>32}  {'KL':>8}  touched")
+    out = [f"{'method':<{width}}  {'dH train':>32}  {'dH held-out':>32}  {'KL':>8}  touched"]
     for name in names:
         cells = table[table["method"] == name].set_index("metric")
         shown = [_difference(cells.loc[m], name == baseline) for m in _ADDED[:2]]
