@@ -20,7 +20,7 @@ from entropy_lab.report import summary_lines
 from entropy_lab.report.replayed import replayable
 
 RESULTS = Path(__file__).parent / "results"
-TOKEN_TABLES = ("summary", "validation", "budget", "influence", "calibration")
+TOKEN_TABLES = ("summary", "predictor_seeds", "validation", "budget", "influence", "calibration")
 MOST = 2**20  # bytes of a table that belongs into the repository
 
 

@@ -107,7 +107,8 @@ def test_paired_differences_by_hand() -> None:
 
 def test_a_method_that_does_nothing_is_said_to() -> None:
     table = pd.DataFrame({"method": ["g"] * 3 + ["m"] * 3, "point": [0, 1, 2] * 2,
-                          "inner": [0] * 6, "dH_train": [1.0, 2.0, 4.0] * 2, "dH_heldout": [1.0] * 6})  # fmt: skip
+                          "inner": [0] * 6, "dH_train": [1.0, 2.0, 4.0] * 2,
+                          "dH_heldout": [1.0] * 6})  # fmt: skip
     found = pairs(table, "g")
     row = found.set_index(["method", "metric"]).loc[("m", "dH_train")]
     assert row["difference_lo"] == row["difference"] == row["difference_hi"] == 0
@@ -175,7 +176,8 @@ def test_a_damaged_point_is_named(run: Path, tmp_path: Path) -> None:
 
 def test_the_lines_show_the_baseline_itself() -> None:
     table = pairs(
-        pd.DataFrame({"method": ["g", "m"], "point": [0, 0], "inner": [0, 0], "dH_train": [-1e-3, -2e-3],
+        pd.DataFrame({"method": ["g", "m"], "point": [0, 0], "inner": [0, 0],
+                      "dH_train": [-1e-3, -2e-3],
                       "dH_heldout": [-1e-3, -1e-3], "kl": [0.1, 0.1]}), "g",
     )  # fmt: skip
     shown = lines(table)

@@ -14,6 +14,7 @@ from entropy_lab.analysis.equal import equal_levels
 from entropy_lab.analysis.evaluations import over_seeds
 from entropy_lab.analysis.exponential import exponential_fit
 from entropy_lab.analysis.methods import method_curves, methods
+from entropy_lab.analysis.predictor_seeds import predictor_seeds
 from entropy_lab.analysis.seeds import stratified
 from entropy_lab.analysis.tables import frame
 
@@ -43,6 +44,12 @@ def over_runs(
         "warnings": pd.concat([t for t in (ours, tables["warnings"]) if len(t)] or [ours]),
         "comparison": comparison(curves),
         "methods": methods(runs, draws, seeds),
+        "predictor_seeds": predictor_seeds(
+            tables["validation"],
+            tables["influence"],
+            dict(zip(runs.runs, runs.methods, strict=True)),
+            draws,
+        ),
         "method_curves": method_curves(runs, draws),
         "equal_levels": equal_levels(runs, draws),
         "exponential_fit": fits,

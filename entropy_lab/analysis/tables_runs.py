@@ -45,6 +45,17 @@ RUN_TABLES: dict[str, dict[str, str]] = {
         ),
         **_UNIT,
     },
+    "predictor_seeds": {
+        **_METHOD,
+        "target": "dH or influence_marginal",
+        "kind": "form: dH_pred_<predictor>; push-free: the form without the token's push c",
+        "predictor": "name of the form",
+        "seeds": "runs that have it",
+        "n": "token rows of all of them",
+        **_banded("pcc", "Pearson correlation within a step, mean over runs"),
+        **_banded("srcc", "Spearman correlation within a step, mean over runs"),
+        **_banded("sign", "share of equal signs where neither side is zero, mean over runs"),
+    },
     "method_curves": {
         **_METHOD,
         **_AXIS,
@@ -132,5 +143,6 @@ RUN_TABLES: dict[str, dict[str, str]] = {
 }
 # Made from several runs; the other tables here are made for a single run as well.
 OF_SEVERAL = (
-    "comparison", "methods", "method_curves", "equal_levels", "exponential_fit", "fit_residuals"
+    "comparison", "methods", "predictor_seeds", "method_curves", "equal_levels",
+    "exponential_fit", "fit_residuals"
 )  # fmt: skip

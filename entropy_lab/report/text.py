@@ -59,6 +59,7 @@ def _fixed(value: float) -> str:
 
 def _comparison(tables: Tables) -> list[str]:
     lines = [*verdict(tables), *_methods(records(tables["methods"]))]
+    lines += _predictor_seeds(tables["predictor_seeds"])
     if len(tables["summary"]) <= MANY_RUNS:
         lines += _runs(tables)
     if (tables["methods"]["seeds"] == 1).all():
@@ -79,6 +80,23 @@ def _methods(rows: list[Row]) -> list[str]:
         single = f"  {SINGLE}" if r["seeds"] == 1 else ""
         line = f"{r['method']:<{width}}  {r['seeds']:>5}  {'  '.join(cells)}  {chance}{single}"
         lines.append(line.rstrip())
+    return lines
+
+
+def _predictor_seeds(table: pd.DataFrame) -> list[str]:
+    """The forms against dH over the seeds of each method; nothing where no token was read."""
+    lines: list[str] = []
+    for method, data in table[table["target"] == "dH"].groupby("method", sort=False):
+        rows = sorted(records(data), key=lambda r: -r["pcc"])
+        width = max(len("predictor"), *(len(r["predictor"]) for r in rows))
+        most = max(r["seeds"] for r in rows)
+        lines.append(f"{method}: forms against dH, mean over {most} run{'s' * (most > 1)}")
+        lines.append(f"{'predictor':<{width}}  {'PCC in a step [95 %]':<20}  {'SRCC':<18}  sign")
+        lines += [
+            f"{r['predictor']:<{width}}  {_band(r, 'pcc'):<20}  {_band(r, 'srcc'):<18}  "
+            f"{_band(r, 'sign')}"
+            for r in rows
+        ]
     return lines
 
 
