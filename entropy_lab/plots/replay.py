@@ -23,14 +23,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     panels = [(most, metric) for metric in TITLES]
     if most > 1:
         panels.insert(0, (1, "dH_train"))
-    order = data[data["method"] != baseline].set_index(["steps", "metric"]).sort_index()
-    names = [str(n) for n in order.loc[(most, "dH_train")].sort_values("difference")["method"]]
+    others = data[data["method"] != baseline]
+    order = others[(others["steps"] == most) & (others["metric"] == "dH_train")]
+    names = [str(n) for n in order.sort_values("difference")["method"]]
     place = np.arange(len(names))
     figure = style.new_figure(style.PAGE, 0.9 + 0.19 * max(3, len(names)))
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (steps, metric) in zip(grid, panels, strict=True):
-        rows = order.loc[(steps, metric)].set_index("method").reindex(names)
-        _forest(axes, rows, place, np.asarray(names))
+        rows = others[(others["steps"] == steps) & (others["metric"] == metric)]
+        _forest(axes, rows.set_index("method").reindex(names), place, np.asarray(names))
         axes.set_title(TITLES[metric] + (f"\n{_steps(steps)}" if most > 1 else ""))
         axes.set_xlabel(f"difference to {baseline}")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2))
