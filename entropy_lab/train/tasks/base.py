@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 
 @dataclass(frozen=True)
 class Problem:
-    """prompt is what the model reads; equal problems have equal prompt_id (int64) in every run."""
+    """prompt is what the model reads; equal problems have equal prompt_id (int64) in every run.
 
-    prompt: str
-    answer: str
+    prompt: a text, or messages {role, content}; answer: the ground truth; extra: extra_info.
+    """
+
+    prompt: Any
+    answer: Any
     prompt_id: int
+    data_source: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
