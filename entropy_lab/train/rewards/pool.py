@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import entropy_lab
 from entropy_lab.errors import RunError
 
 Pair = tuple[str, str]
@@ -157,7 +156,7 @@ _PROGRAM = "entropy_lab.train.rewards.worker"
 
 def _started() -> _Worker:
     """A process that runs the package that this one runs, whatever is installed elsewhere."""
-    home = str(Path(entropy_lab.__file__).parents[1])
+    home = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
         [sys.executable, "-m", _PROGRAM],
