@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "entropy_lab"
 LAYER = {
     **dict.fromkeys(["types", "errors"], 0),
     **dict.fromkeys(["stats", "loss", "advantages", "interventions", "predictors"], 1),
-    **dict.fromkeys(["probe", "record"], 2),
+    **dict.fromkeys(["probe", "record", "user_code"], 2),
     **dict.fromkeys(["analysis", "train", "adapters"], 3),
     **dict.fromkeys(["plots", "report", "cli", "__main__"], 4),
 }

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
 import re
-import sys
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +14,7 @@ from entropy_lab.analysis.audit.losses import loss_candidate
 from entropy_lab.analysis.audit.planned import Planned, instance
 from entropy_lab.errors import ConfigError, nearest
 from entropy_lab.interventions import INTERVENTIONS, make_method
+from entropy_lab.user_code import load_file, own_names
 
 _FILE = re.compile(r"(?P<place>.+?\.py)(?::(?P<name>\w+))?(?::(?P<params>.*))?", re.DOTALL)
 _MODULE = re.compile(r"(?P<place>[\w.]+):(?P<name>[A-Za-z_]\w*)(?::(?P<params>.*))?", re.DOTALL)
@@ -37,11 +35,12 @@ def candidate_of(method: Any) -> Candidate:
         return _from_registry(method, name, parameters(method, params))
     place, name = found["place"], found["name"]
     settings = parameters(method, found["params"] or "")
-    module = _load_file(Path(place)) if place.endswith(".py") else _import(method, place)
+    from_file = place.endswith(".py")
+    module = load_file(Path(place), "a registry name") if from_file else _import(method, place)
     if name is None:
-        raise ConfigError(f"{method} names no callable: write {place}:{_suggestion(module)}")
+        raise ConfigError(f"{method} names no callable: write {place}:{own_names(module)[0]}")
     if not hasattr(module, name):
-        raise ConfigError(f"{place} has no {name!r}: {nearest(name, _own_names(module))}")
+        raise ConfigError(f"{place} has no {name!r}: {nearest(name, own_names(module))}")
     return _from_object(method, getattr(module, name), settings)
 
 
@@ -112,25 +111,6 @@ def _name_of(thing: Any) -> str:
     return getattr(thing, "__name__", type(thing).__name__)
 
 
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"no such file: {path}; give FILE.py:CALLABLE, or a registry name")
-    name = f"_entropy_lab_audited_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and type hints look their module up there
-    sys.path.insert(0, str(path.resolve().parent))  # as if the file were run as a script
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own file may raise whatever it likes
-        line = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"cannot load {path}: {type(error).__name__}: {line}") from error
-    finally:
-        sys.path.pop(0)
-    return module
-
-
 def _import(method: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
@@ -138,20 +118,3 @@ def _import(method: str, name: str) -> Any:
         known = f"; {nearest(name, INTERVENTIONS)}" if "." not in name else ""
         line = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"cannot import {name!r} for --method {method}: {line}{known}") from error
-
-
-def _own_names(module: Any) -> list[str]:
-    """Callables and methods that the module itself defines."""
-    own = [
-        k
-        for k, v in vars(module).items()
-        if not k.startswith("_")
-        and (callable(v) or callable(getattr(v, "plan", None)))
-        and getattr(v, "__module__", module.__name__) == module.__name__
-        and not inspect.ismodule(v)
-    ]
-    return own or ["CALLABLE"]
-
-
-def _suggestion(module: Any) -> str:
-    return _own_names(module)[0]
