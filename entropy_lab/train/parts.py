@@ -83,10 +83,17 @@ def build(
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
+    tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
     engine = ENGINES[config.rollout.engine]()
     parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
     return parts, state, tensors
+
+
+def on_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's tensors, which are read into main memory, where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def make_optimizer(config: Config, params: list[nn.Parameter]) -> torch.optim.Optimizer:
