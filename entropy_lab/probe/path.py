@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from entropy_lab.errors import RunError
 from entropy_lab.probe.precision import SAME, Precision, plain_kernels
 from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
 from entropy_lab.types import TokenStats
@@ -84,7 +85,7 @@ class Path:
 
     def jvp(self, score: Score, inputs: Any, tangent: Named) -> tuple[Tensor, Tensor]:
         """(d logp, d entropy) (B, T) along `tangent`, exact to rounding, by forward-mode AD at
-        theta. Raises NotImplementedError where the model has a kernel without a forward rule."""
+        theta. Raises RunError where an operation of the model has no forward rule."""
         with ExitStack() as stack:
             stack.enter_context(untouched_rng(self.model))
             stack.enter_context(without_dropout(self.model))
@@ -97,7 +98,14 @@ class Path:
                 if name in tangent:
                     duals[name] = forward_ad.make_dual(theta, tangent[name].to(theta.dtype))
             stack.enter_context(self.precision.applied(self.model, duals))
-            stats = score(inputs)
+            try:
+                stats = score(inputs)
+            except NotImplementedError as e:
+                raise RunError(
+                    "forward-mode AD cannot pass an operation of this model "
+                    f"({str(e).strip().splitlines()[0]}): set probe.jvp=slope, in a loop of your "
+                    "own Probe(..., jvp='slope')"
+                ) from None
             parts = [forward_ad.unpack_dual(x) for x in (stats.logp, stats.entropy)]
             dlogp, dentropy = (
                 torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in parts

@@ -134,7 +134,8 @@ def _set_ends(model: Any, tokenizer: Any, source: str) -> None:
     """End at any EOS that model, tokenizer or chat template know; pad with one of them at need.
 
     Padding is masked by position everywhere, so its token needs no meaning of its own, and the
-    vocabulary stays as it is.
+    vocabulary stays as it is. Where a response holds it, it is a token like others: its embedding
+    gets the whole gradient, which `padding_idx` would drop.
     """
     known = model.generation_config.eos_token_id
     ends = [known] if isinstance(known, int) else list(known or [])
@@ -148,6 +149,7 @@ def _set_ends(model: Any, tokenizer: Any, source: str) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ends[0])
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.get_input_embeddings().padding_idx = None
 
 
 def _recompute_layers(model: Any) -> None:
