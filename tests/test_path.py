@@ -9,8 +9,7 @@ from torch import nn
 from entropy_lab.interventions import make_method
 from entropy_lab.loss import policy_loss
 from entropy_lab.probe.path import Path, last_block, layer_groups
-from entropy_lab.probe.precision import plain_kernels
-from entropy_lab.probe.precision import swapped
+from entropy_lab.probe.precision import plain_kernels, swapped
 from toy import Toy, batches, score_of
 
 

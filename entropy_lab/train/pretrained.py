@@ -46,8 +46,8 @@ def open_pretrained(source: str, settings: ModelConfig) -> tuple[Any, Any]:
         )
     if model._is_stateful:
         raise ConfigError(
-            f"model.path = {source!r}: {type(model).__name__} keeps a recurrent state, which padding "
-            "would enter, so its scores would depend on the batch: give an attention model"
+            f"model.path = {source!r}: {type(model).__name__} keeps a recurrent state, which would "
+            "take in padding, so its scores would depend on the batch: give an attention model"
         )
     return prepared(model, tokenizer, settings), tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from entropy_lab.errors import RunError
 from entropy_lab.record import open_run
 from entropy_lab.train.checkpoint import latest_checkpoint, load_checkpoint
-from entropy_lab.train.config import Config, config_from_dict
+from entropy_lab.train.config import config_from_dict
 from entropy_lab.train.launch import is_ours, restored
 from entropy_lab.train.model import skeleton
 from entropy_lab.train.policy import make_score, model_inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -63,6 +63,16 @@ def _add_adapters(model: Any, settings: ModelConfig) -> None:
             inject_adapter_in_model(lora, model)
     except ValueError as e:
         raise ConfigError(f"model.lora_targets: {str(e).strip().splitlines()[0]}") from None
+
+
+@torch.no_grad()
+def lost_to_rounding(params: Sequence[nn.Parameter], step: float) -> float:
+    """Share of the half-precision weights among `params` (0 without any) that are the same after
+    adding or subtracting `step`, which is what AdamW moves a weight by at most, about, at that
+    learning rate."""
+    low = [p for p in params if p.dtype in (torch.bfloat16, torch.float16)]
+    stuck = sum(int(((p + step == p) & (p - step == p)).sum()) for p in low)
+    return stuck / sum(p.numel() for p in low) if low else 0.0
 
 
 @torch.no_grad()
