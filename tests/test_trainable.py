@@ -163,7 +163,7 @@ def test_adapters_start_at_the_base_policy_and_depend_on_the_seed_alone(base: Pa
 @pytest.mark.parametrize("name", ["qwen2", "gpt2"])  # tied and with biases; transposed weights
 def test_merged_weights_are_the_policy_without_adapters(tmp_path: Path, name: str) -> None:
     folder = save_model(name, tmp_path)
-    adapted, plain = opened(folder, *LORA, 'model.lora_alpha=6'), opened(folder)
+    adapted, plain = opened(folder, *LORA, "model.lora_alpha=6"), opened(folder)
     with torch.no_grad():
         for key in _trained(adapted):
             adapted.get_parameter(key).normal_(std=0.3)
