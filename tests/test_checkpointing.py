@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass: the same gradients, the same measurements."""
+"""Layers that are computed again in the backward pass: equal gradients, equal measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entropy_lab import load
 from entropy_lab.errors import ConfigError
 from entropy_lab.probe import Scorer
 from entropy_lab.probe.path import Path as ParameterPath
-from entropy_lab.probe.precision import Precision
+from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.probe.scorer import active_dropout
 from entropy_lab.train.config import load_config
 from entropy_lab.train.launch import run_training
@@ -45,7 +45,7 @@ class Calls:
         self.count += 1
 
 
-def gradient(model: Any, inputs: Any, precision: Precision = Precision()) -> tuple:
+def gradient(model: Any, inputs: Any, precision: Precision = SAME) -> tuple:
     """By the parameters, of the sum of logp and entropy; forwards of the first layer."""
     calls = Calls(model)
     optimizer = torch.optim.SGD(model.parameters())

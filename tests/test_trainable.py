@@ -29,8 +29,10 @@ LORA = ["model.lora_rank=3"]
 SUBSETS = {
     "names": ['model.trainable=["*.layers.0.mlp.*", "*.layers.1.self_attn.q_proj.weight"]'],
     "lora": LORA,
-    "lora and head": [*LORA, 'model.trainable=["lm_head.*"]'],
-}
+    "lora and head, layers recomputed": [
+        *LORA, 'model.trainable=["lm_head.*"]', "model.gradient_checkpointing=true",
+    ],
+}  # fmt: skip
 LONGER = ["train.rollouts=2", "train.checkpoint_every=1", "train.keep_checkpoints=0"]
 
 
