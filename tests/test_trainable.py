@@ -180,12 +180,17 @@ def test_merged_weights_are_the_policy_without_adapters(tmp_path: Path, name: st
 
 
 @pytest.mark.usefixtures("peft")
-def test_targets_are_names_of_layers(base: Path) -> None:
+def test_targets_are_names_of_layers(base: Path, tmp_path: Path) -> None:
     model = opened(base, *LORA, 'model.lora_targets=["q_proj", "v_proj"]')
     assert {name.split(".")[4] for name in _trained(model)} == {"q_proj", "v_proj"}
     with pytest.raises(ConfigError, match=r"model.lora_targets: .*nothing") as caught:
         opened(base, *LORA, 'model.lora_targets=["nothing"]')
     assert "\n" not in str(caught.value)
+    sparse = save_model("mixtral", tmp_path)
+    with pytest.raises(ConfigError, match="experts of this model .* name attention layers alone"):
+        opened(sparse, *LORA, 'model.lora_targets=["w1", "w2"]')
+    attention = _trained(opened(sparse, *LORA))
+    assert all("self_attn" in name for name in attention) and len(attention) == 2 * 2 * 4
     with pytest.raises(ConfigError, match="needs a rank: set model.lora_rank"):
         load_config(None, ['model.lora_targets=["q_proj"]'])
 

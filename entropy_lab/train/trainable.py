@@ -47,6 +47,7 @@ def _matching(named: list[tuple[str, nn.Parameter]], pattern: str) -> list[nn.Pa
 def _add_adapters(model: Any, settings: ModelConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora.layer import ParamWrapper
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"model.lora_rank = {settings.lora_rank} needs {error.name}: install it with pip "
@@ -56,13 +57,28 @@ def _add_adapters(model: Any, settings: ModelConfig) -> None:
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=0.0,
-        target_modules=settings.lora_targets or "all-linear",
+        target_modules=settings.lora_targets or _linear_layers(model),
     )
     try:
         with seeded(settings.seed):
             inject_adapter_in_model(lora, model)
     except ValueError as e:
         raise ConfigError(f"model.lora_targets: {str(e).strip().splitlines()[0]}") from None
+    if any(isinstance(m, ParamWrapper) for m in model.modules()):
+        raise ConfigError(
+            "model.lora_targets: peft adapts the experts of this model by exchanging their weights "
+            "in each forward pass, which cannot be measured: name attention layers alone, e.g. "
+            "['q_proj', 'v_proj']"
+        )
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """Names of all linear layers but the head."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    kinds = (nn.Linear, Conv1D)
+    return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
 
 
 @torch.no_grad()
