@@ -188,7 +188,7 @@ def test_targets_are_names_of_layers(base: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     sparse = save_model("mixtral", tmp_path)
     with pytest.raises(ConfigError, match="experts of this model .* name attention layers alone"):
-        opened(sparse, *LORA, 'model.lora_targets=["w1", "w2"]')
+        opened(sparse, *LORA, 'model.lora_targets=["w1", "w2", "w3"]')
     attention = _trained(opened(sparse, *LORA))
     assert all("self_attn" in name for name in attention) and len(attention) == 2 * 2 * 4
     with pytest.raises(ConfigError, match="needs a rank: set model.lora_rank"):

@@ -32,13 +32,14 @@ def open_pretrained(source: str, settings: ModelConfig) -> tuple[Any, Any]:
     with _told(source, local), no_bars():
         attention = _attention(source, settings, options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=attention,
             output_loading_info=True,
             **options,
         )
+    model, found = loaded
     if found["missing_keys"]:
         raise ConfigError(
             f"model.path = {source!r} lacks weights of {type(model).__name__}, e.g. "

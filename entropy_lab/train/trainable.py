@@ -46,8 +46,8 @@ def _matching(named: list[tuple[str, nn.Parameter]], pattern: str) -> list[nn.Pa
 
 def _add_adapters(model: Any, settings: ModelConfig) -> None:
     try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora.layer import ParamWrapper
+        from peft import LoraConfig, inject_adapter_in_model  # type: ignore[import-not-found]
+        from peft.tuners.lora.layer import ParamWrapper  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"model.lora_rank = {settings.lora_rank} needs {error.name}: install it with pip "
