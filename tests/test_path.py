@@ -8,8 +8,8 @@ from torch import nn
 
 from entropy_lab.interventions import make_method
 from entropy_lab.loss import policy_loss
-from entropy_lab.probe.path import Path, last_block, layer_groups, plain_attention
-from entropy_lab.probe.precision import swapped
+from entropy_lab.probe.path import Path, last_block, layer_groups
+from entropy_lab.probe.precision import plain_kernels, swapped
 from toy import Toy, batches, score_of
 
 
@@ -84,7 +84,7 @@ def test_frozen_parameters_are_left_out_and_tied_ones_move_together() -> None:
     path, rows, _ = stepped(model)
     assert set(path.start) == {"embed.weight"}
     groups = layer_groups(model)
-    assert groups == {"head": ["embed.weight"]}
+    assert groups == {"head": ["embed.weight"], "embed": []}
     score = score_of(model)
     whole = path.measure(score, rows, alpha=1.0).entropy
     assert torch.equal(path.measure(score, rows, names=groups["head"]).entropy, whole)
@@ -125,6 +125,11 @@ def test_layer_groups_of_a_transformer() -> None:
     assert "lm_head.weight" in block and "model.norm.weight" in block
     assert all("layers.2." in n for n in block if "layers" in n)
     assert sum(len(v) for v in groups.values()) == len(list(model.named_parameters()))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.0." in name or name == "model.norm.weight")
+    groups = layer_groups(model)
+    assert groups["final"] == ["model.norm.weight"] and groups["layer_02"] == []
+    assert last_block(groups) == ["model.norm.weight"]  # not the last layer that is trained
 
 
 def test_attention_is_switched_for_forward_mode_and_comes_back() -> None:
@@ -138,6 +143,6 @@ def test_attention_is_switched_for_forward_mode_and_comes_back() -> None:
             self.seen.append(name)
 
     model = Fake()
-    with plain_attention(model):
+    with plain_kernels(model):
         assert model.seen == ["eager"]
     assert model.seen == ["eager", "flash_attention_2"]

@@ -83,6 +83,7 @@ def accounts(
     layers = {
         key: dot({n: G[n] for n in names}, {n: delta[n] for n in names})
         for key, names in groups.items()
+        if names
     }
     error = abs(other) / size if size > 0 else 0.0
     return Accounts(total, float(own.sum()), momentum, decay, other, error, layers)

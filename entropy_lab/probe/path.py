@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from entropy_lab.probe.precision import SAME, Precision
+from entropy_lab.errors import RunError
+from entropy_lab.probe.precision import SAME, Precision, plain_kernels
 from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
 from entropy_lab.types import TokenStats
 
@@ -84,11 +85,12 @@ class Path:
 
     def jvp(self, score: Score, inputs: Any, tangent: Named) -> tuple[Tensor, Tensor]:
         """(d logp, d entropy) (B, T) along `tangent`, exact to rounding, by forward-mode AD at
-        theta. Raises NotImplementedError where the model has a kernel without a forward rule."""
+        theta. Raises RunError where an operation of the model has no forward rule."""
         with ExitStack() as stack:
             stack.enter_context(untouched_rng(self.model))
             stack.enter_context(without_dropout(self.model))
-            stack.enter_context(plain_attention(self.model))
+            stack.enter_context(plain_kernels(self.model))
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no forward rule
             stack.enter_context(forward_ad.dual_level())
             duals = {}
             for name in self.start:
@@ -96,7 +98,14 @@ class Path:
                 if name in tangent:
                     duals[name] = forward_ad.make_dual(theta, tangent[name].to(theta.dtype))
             stack.enter_context(self.precision.applied(self.model, duals))
-            stats = score(inputs)
+            try:
+                stats = score(inputs)
+            except NotImplementedError as e:
+                raise RunError(
+                    "forward-mode AD cannot pass an operation of this model "
+                    f"({str(e).strip().splitlines()[0]}): set probe.jvp=slope, in a loop of your "
+                    "own Probe(..., jvp='slope')"
+                ) from None
             parts = [forward_ad.unpack_dual(x) for x in (stats.logp, stats.entropy)]
             dlogp, dentropy = (
                 torch.zeros_like(p.primal) if p.tangent is None else p.tangent for p in parts
@@ -124,36 +133,17 @@ class Path:
         return (up.logp - down.logp) / (2 * h), (up.entropy - down.entropy) / (2 * h)
 
 
-@contextmanager
-def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Attention that forward-mode AD can differentiate; the model's own choice comes back."""
-    config = getattr(model, "config", None)
-    own = getattr(config, "_attn_implementation", None)
-    switch = getattr(model, "set_attn_implementation", lambda name: None)
-    foreign = own not in (None, "sdpa", "eager")
-    if foreign:
-        switch("eager")
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        if foreign:
-            switch(own)
-
-
 def layer_groups(model: nn.Module) -> dict[str, list[str]]:
-    """Trainable parameter names by place: embed, layer_00.., final, head.
+    """Trainable parameter names by place: embed, layer_00.., final, head; [] where all is frozen.
 
     head: the output embedding (a tied one is counted here, and moving it moves the input
     embedding too), or the last module with parameters. Layers: the longest ModuleList or
     Sequential of blocks with parameters; without one every parameter but the head's is `embed`.
     """
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    head = _head_names(model)
-    stack = _layer_stack(model)
+    head, stack = _head_names(model), _layer_stack(model)
     groups: dict[str, list[str]] = {}
     seen_layer = False
-    for name in names:
+    for name, parameter in model.named_parameters():
         inside = re.match(re.escape(stack) + r"\.(\d+)\.", name) if stack else None
         seen_layer = seen_layer or inside is not None
         if name in head:
@@ -162,7 +152,8 @@ def layer_groups(model: nn.Module) -> dict[str, list[str]]:
             key = f"layer_{int(inside[1]):02d}"
         else:
             key = "final" if seen_layer else "embed"
-        groups.setdefault(key, []).append(name)
+        # A frozen place stays in the list: the last block is the last one, trained or not.
+        groups.setdefault(key, []).extend([name] if parameter.requires_grad else [])
     return groups
 
 

@@ -36,7 +36,10 @@ class Precision:
         """Let `model` compute so, with `values` in place of its parameters of those names.
 
         `values` are used as they are, the other parameters as `weights` gives them. Parameters,
-        buffers and autocast state are the same afterwards; gradients flow through.
+        buffers and autocast state are the same afterwards; gradients flow through. In an
+        arithmetic of its own the model's kernels are plain ones (`plain_kernels`), and wherever
+        something is exchanged activations are kept: a layer that recomputes them in the backward
+        pass, after this has ended, would meet the parameters as they are.
         """
         named = dict(model.named_parameters())
         device = next(iter(named.values())).device.type
@@ -47,7 +50,10 @@ class Precision:
         with ExitStack() as stack:
             if changed:
                 stack.enter_context(swapped(model, changed))
+            if changed or self.dtype is not None:
+                stack.enter_context(activations_kept(model))
             if self.dtype is not None:
+                stack.enter_context(plain_kernels(model))
                 stack.enter_context(_wide_buffers(model, self.dtype))
                 stack.enter_context(no_autocast(device))
             elif self.autocast is not None:
@@ -144,6 +150,37 @@ def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for module, slot, parameter in reversed(taken):
             module._parameters[slot] = parameter
+
+
+@contextmanager
+def activations_kept(model: nn.Module) -> Iterator[None]:
+    """No gradient checkpointing in the layers of a `transformers` model."""
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
+    try:
+        for layer in layers:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+@contextmanager
+def plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Attention and experts of a `transformers` model in operations that exist in every dtype.
+
+    Flash kernels round to half precision whatever they are given, and the grouped product of
+    experts has neither float64 nor a forward-mode rule. The model's own choice comes back.
+    """
+    config = getattr(model, "config", None)
+    with ExitStack() as stack:
+        for kind, plain in (("attn", ("sdpa", "eager")), ("experts", ("eager",))):
+            own = getattr(config, f"_{kind}_implementation", None)
+            switch = getattr(model, f"set_{kind}_implementation", None)
+            if switch is not None and own is not None and own not in plain:
+                switch("eager")
+                stack.callback(switch, own)
+        yield
 
 
 @contextmanager

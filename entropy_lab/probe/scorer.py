@@ -95,7 +95,7 @@ def untouched_rng(model: nn.Module) -> Iterator[None]:
         yield
 
 
-_DROPOUT_ATTRIBUTES = ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout")
+DROPOUT_ATTRIBUTES = ("attention_dropout", "attn_dropout", "dropout", "hidden_dropout")
 
 
 def active_dropout(model: nn.Module) -> list[nn.Module]:
@@ -104,7 +104,7 @@ def active_dropout(model: nn.Module) -> list[nn.Module]:
     def rate(module: nn.Module) -> float:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             return module.p
-        rates = (getattr(module, name, 0.0) for name in _DROPOUT_ATTRIBUTES)
+        rates = (getattr(module, name, 0.0) for name in DROPOUT_ATTRIBUTES)
         return max((r for r in rates if isinstance(r, float)), default=0.0)
 
     return [m for m in model.modules() if m.training and rate(m) > 0]

@@ -27,9 +27,23 @@ def check_together(config: Config) -> None:
             f"model.hidden = {config.model.hidden} must be a multiple of 2 x model.heads = "
             f"{2 * config.model.heads}: rotary positions need heads of even width"
         )
+    _check_model(config)
     task = make_task(config.task.name, **config.task.params)
     make_method(config.method.name, **config.method.params)
     _check_eval(config, task)
+
+
+def _check_model(config: Config) -> None:
+    m = config.model
+    if m.attention == "flash_attention_2" and "bfloat16" not in (m.dtype, m.autocast):
+        raise ConfigError(
+            "model.attention = 'flash_attention_2' works in half precision alone: set "
+            "model.autocast = 'bfloat16' (float32 master weights) or model.dtype = 'bfloat16'"
+        )
+    if m.lora_targets and not m.lora_rank:
+        raise ConfigError(
+            f"model.lora_targets = {m.lora_targets} needs a rank: set model.lora_rank, e.g. 16"
+        )
 
 
 def _check_eval(config: Config, task: Task) -> None:

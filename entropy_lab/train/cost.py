@@ -11,6 +11,7 @@ from entropy_lab.interventions import make_method
 from entropy_lab.train.config import Config
 
 _UPDATE = 3.0  # a forward and a backward, in forward passes over the same rows
+_FROZEN = 2.0  # the same without the products that give frozen weights their gradients
 _JVP = 3.0  # a pass with forward-mode derivatives, in plain attention
 _FLOOR_ROWS = 8 * 2 * 2  # responses x (theta, theta') x the cost of float64
 
@@ -21,15 +22,17 @@ def estimated_cost(config: Config) -> dict[str, float]:
     Passes are counted in forwards over one minibatch: own rows once after the step (a sampled
     fraction f before it as well: 2 f), held-out rows likewise (the rollout's old-logprob pass is
     the first "before"), the fixed set, the checks of floor steps and the passes of deep steps. An
-    update is 3 forwards, 4 with a method that reads statistics. Keys: own, held_out, fixed,
-    checks, deep; empty without a probe.
+    update is 3 forwards (2 where adapters alone are trained), one more with a method that reads
+    statistics and one more with gradient checkpointing. Keys: own, held_out, fixed, checks, deep;
+    empty without a probe.
     """
     p, minibatches = config.probe, config.train.minibatches
     if not p.enabled:
         return {}
     size = config.rollout.prompts * config.rollout.group_size / minibatches
     method = make_method(config.method.name, **config.method.params)
-    update = _UPDATE + (1.0 if method.needs else 0.0)
+    backward = _FROZEN if config.model.lora_rank and not config.model.trainable else _UPDATE
+    update = backward + bool(method.needs) + config.model.gradient_checkpointing
     f = p.fraction
     # In an arithmetic of its own no pass of the trainer can serve as "before".
     shared = f == 1 and (config.model.autocast == "none" and p.dtype != "float64")
@@ -45,8 +48,8 @@ def estimated_cost(config: Config) -> dict[str, float]:
         "own": own,
         "held_out": held,
         "fixed": fixed,
-        "checks": (_UPDATE + f + _FLOOR_ROWS / size) / p.floor_every,
-        "deep": (forms * f + pushes + _UPDATE * f) / p.deep_every if p.deep_every else 0.0,
+        "checks": (backward + f + _FLOOR_ROWS / size) / p.floor_every,
+        "deep": (forms * f + pushes + backward * f) / p.deep_every if p.deep_every else 0.0,
     }
     return {name: forwards / update / p.every for name, forwards in parts.items()}
 

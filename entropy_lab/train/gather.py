@@ -124,7 +124,7 @@ def sample_rows(
         "uid": whole.uid.cpu().numpy(),
         "prompt_id": np.array([p.prompt_id for p in problems], np.int64),
         "reward": scored.reward.float().cpu().numpy(),
-        "advantage": mean_advantage.float().numpy(),
+        "advantage": mean_advantage.float().cpu().numpy(),
         "length": length.to(torch.int32).cpu().numpy(),
         "truncated": whole.truncated.cpu().numpy(),
         "inclusion_prob": np.concatenate(

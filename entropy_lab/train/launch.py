@@ -15,6 +15,7 @@ from entropy_lab.record.manifest import update_info
 from entropy_lab.train.checkpoint import complete_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
+from entropy_lab.train.pretrained import device_of
 
 _ADDED = {"eval"}  # sections that the settings of earlier versions lack
 # What may differ when a run goes on: how long, and how often it is saved.
@@ -179,6 +180,7 @@ def _facts(config: Config) -> dict[str, Any]:
     method = make_method(config.method.name, **config.method.params)
     return {
         "method": {"name": config.method.name, "source": method.source, **saved(asdict(method))},
+        "device": device_of(config.model.device).type,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": config.run.threads or torch.get_num_threads(),
     }

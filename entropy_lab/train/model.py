@@ -1,4 +1,4 @@
-"""The policy: a small Qwen2 made and warmed up here and kept in a cache, or a local folder."""
+"""The policy: a small Qwen2 made and warmed up here and kept in a cache, or one that exists."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from entropy_lab.errors import ConfigError, RunError
+from entropy_lab.errors import RunError
 from entropy_lab.train.config import Config
+from entropy_lab.train.pretrained import no_bars, open_pretrained, prepared
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.tasks import Task, make_task
 from entropy_lab.train.tokenizer import character_tokenizer
@@ -24,21 +23,33 @@ from entropy_lab.train.warmup import OnIteration, warm_up
 
 _RECIPE = 1  # raise it when the same settings come to mean other weights
 _SEAL = "entropy_lab.json"
-_NOT_WARMED = ("path", "autocast")  # settings that do not change the warmed-up weights
+# Settings that do not change the warmed-up weights.
+_NOT_WARMED = (
+    "path", "dtype", "autocast", "attention", "device", "gradient_checkpointing", "trainable",
+    "lora_rank", "lora_alpha", "lora_targets",
+)  # fmt: skip
 
 
 def load_model(config: Config, progress: OnIteration | None = None) -> tuple[Any, Any]:
-    """(model, tokenizer) in float32 and eval mode: model.path, or the one made here.
+    """(model, tokenizer) in eval mode: model.path, or the one made here.
 
-    The latter is warmed up on first use and read from the cache afterwards. Raises ConfigError
-    for a folder that holds no model, RunError where the cache cannot be written.
+    The latter is warmed up on first use, in float32 on the CPU, and read from the cache afterwards.
+    Raises ConfigError as `open_pretrained` does, RunError where the cache cannot be written.
     """
     if config.model.path:
-        return _open(Path(config.model.path))
+        return open_pretrained(config.model.path, config.model)
     folder = cached_folder(config)
     if not _intact(folder):
         _make(config, folder, progress)
-    return _open(folder)
+    return open_pretrained(str(folder), config.model)
+
+
+def skeleton(config: Config) -> tuple[Any, Any]:
+    """The model to load weights into; the one made here needs no warm-up for that."""
+    if config.model.path:
+        return load_model(config)
+    tokenizer = character_tokenizer(make_task(config.task.name, **config.task.params).alphabet)
+    return prepared(new_model(config, tokenizer), tokenizer, config.model), tokenizer
 
 
 def new_model(config: Config, tokenizer: Any) -> Any:
@@ -101,7 +112,7 @@ def _make(config: Config, folder: Path, progress: OnIteration | None) -> None:
         raise _unwritable(folder, e) from None
     try:
         loss = warm_up(model, tokenizer, task, config.model, progress)
-        with _no_bars():
+        with no_bars():
             model.save_pretrained(building)
             tokenizer.save_pretrained(building)
         sums = {p.name: _digest(p) for p in sorted(building.iterdir())}
@@ -136,40 +147,6 @@ def _intact(folder: Path) -> bool:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _open(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model.path = {str(folder)!r} holds no model (config.json is missing): give a local "
-            "folder, or leave it empty for the model made here"
-        )
-    try:
-        with _no_bars():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-            )
-    except (OSError, ValueError, KeyError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise ConfigError(f"model.path = {str(folder)!r} cannot be read: {reason}") from None
-    return model.eval(), tokenizer
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers draws a bar per file; a 3 MB model needs none."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _unwritable(folder: Path, error: OSError) -> RunError:

@@ -22,6 +22,7 @@ from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import ENGINES, RolloutEngine
 from entropy_lab.train.tasks import Problem, Task, make_task
+from entropy_lab.train.trainable import lost_to_rounding
 
 
 @dataclass
@@ -82,11 +83,32 @@ def build(
     model, tokenizer = load_model(config, progress.warmup)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
+    if line := rounding_note(config, params):
+        progress.note(line)
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
+    tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
     engine = ENGINES[config.rollout.engine]()
     parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
     return parts, state, tensors
+
+
+def on_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A checkpoint's tensors, which are read into main memory, where the model is."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def rounding_note(config: Config, params: list[nn.Parameter]) -> str:
+    """Says where half-precision weights are too coarse for the steps of AdamW; else empty."""
+    lr = config.optimizer.lr
+    lost = lost_to_rounding(params, lr) if lr and config.optimizer.name == "adamw" else 0.0
+    if lost < 0.5:
+        return ""
+    return (
+        f"model.dtype = bfloat16: a step of optimizer.lr = {lr:g} is lost to rounding in "
+        f"{lost:.0%} of the weights; model.dtype = float32 with model.autocast = bfloat16 keeps it"
+    )
 
 
 def make_optimizer(config: Config, params: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -57,18 +58,19 @@ def make_score(model: nn.Module, temperature: float, autocast: str = "none") -> 
     statistics are summed in float32 whatever the logits' dtype.
     """
     low = None if autocast == "none" else getattr(torch, autocast)
+    known = signature(model.forward).parameters
 
     def score(inputs: Inputs) -> TokenStats:
         steps = inputs.token_id.shape[1]
+        some = {"position_ids": inputs.position, "logits_to_keep": steps + 1}
         with torch.autocast(inputs.token_id.device.type, low, enabled=low is not None):
             logits = model(
                 input_ids=inputs.input_id,
                 attention_mask=inputs.seen,
-                position_ids=inputs.position,
-                logits_to_keep=steps + 1,
                 use_cache=False,
-            ).logits  # (B, T+1, V)
+                **{name: value for name, value in some.items() if name in known},
+            ).logits  # (B, T+1, V), or (B, P+T, V) where the model cannot be asked for less
         # Position t predicts token t+1: the last row predicts past the end.
-        return token_stats(logits[:, :-1], inputs.token_id, temperature)
+        return token_stats(logits[:, -steps - 1 : -1], inputs.token_id, temperature)
 
     return score

@@ -60,6 +60,10 @@ class Progress:
         if done == total:
             self._fifth = -1
 
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, soft_wrap=True, highlight=False)
+
     def step(self, metrics: Mapping[str, Any], step: int, total: int) -> None:
         """One line of metrics after optimizer step `step` of `total` (counted from 1)."""
         self._seconds.append(float(metrics["time_step"]))

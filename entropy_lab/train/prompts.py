@@ -11,11 +11,13 @@ from entropy_lab.train.tasks.base import Prompt
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The token ids that the model reads before its response.
 
-    A chat goes through the tokenizer's own template, with the opening of the answer added. Raises
-    ConfigError for a chat where the tokenizer has no template.
+    A chat goes through the tokenizer's own template, with the opening of the answer added; text
+    gets what the tokenizer puts in front of any (BOS), once, also where it stands there already.
+    Raises ConfigError for a chat where the tokenizer has no template.
     """
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt)
+        ids, bos = tokenizer.encode(prompt), tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
     if not tokenizer.chat_template:
         raise ConfigError(
             "the data has chat prompts, but the model's tokenizer has no chat template: give a "
@@ -25,3 +27,23 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     return list(
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     )
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that closes an answer in the tokenizer's chat template; None without one.
+
+    A base model's EOS is often another one, which a model that was taught chats never writes.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return None
+    answer = "answer"
+    chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except TemplateError:  # for chats of another shape alone
+        return None
+    ids = tokenizer.encode(text.rpartition(answer)[2].strip(), add_special_tokens=False)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return ids[0] if ids and ids[0] in special | set(tokenizer.all_special_ids) else None

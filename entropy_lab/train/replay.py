@@ -22,10 +22,10 @@ from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config, config_from_dict
 from entropy_lab.train.gather import advantages, unpack
 from entropy_lab.train.launch import is_ours, restored
-from entropy_lab.train.parts import Parts, make_optimizer
+from entropy_lab.train.model import skeleton
+from entropy_lab.train.parts import Parts, make_optimizer, on_device
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points
-from entropy_lab.train.rescore import skeleton
 from entropy_lab.train.rollout import ENGINES
 from entropy_lab.train.tasks import make_task
 from entropy_lab.types import HELD_OUT
@@ -112,6 +112,7 @@ class _Stage:
         config = self.config
         optimizer = make_optimizer(config, self.params)
         state, tensors = load_checkpoint(point, self.model, optimizer)
+        tensors = on_device(tensors, self.model)
         step = int(point.name.removeprefix("step-"))
         out = create_run(self.scratch / f"{self.count}", {}, seeds={})
         self.count += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from entropy_lab.errors import RunError
 from entropy_lab.record import open_run
 from entropy_lab.train.checkpoint import latest_checkpoint, load_checkpoint
-from entropy_lab.train.config import Config, config_from_dict
+from entropy_lab.train.config import config_from_dict
 from entropy_lab.train.launch import is_ours, restored
-from entropy_lab.train.model import load_model, new_model
+from entropy_lab.train.model import skeleton
 from entropy_lab.train.policy import make_score, model_inputs
+from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.rollout import Responses
-from entropy_lab.train.tasks import make_task
-from entropy_lab.train.tokenizer import character_tokenizer
 
 
 class Rescorer(NamedTuple):
@@ -54,13 +53,13 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
         logp, entropy = [], []
         size = config.train.micro_batch
         for a in range(0, len(prompts), size):
-            ids = [tokenizer.encode(p) for p in prompts[a : a + size]]
-            responses = _padded(ids, token_ids[a : a + size])
+            ids = [encode_prompt(tokenizer, p) for p in prompts[a : a + size]]
+            responses = _padded(ids, token_ids[a : a + size], model.device)
             with torch.no_grad():
                 found = stats(model_inputs(responses, slice(None)))
             for row, mask in enumerate(responses.mask):
-                logp.append(found.logp[row][mask].double().numpy())
-                entropy.append(found.entropy[row][mask].double().numpy())
+                logp.append(found.logp[row][mask].double().cpu().numpy())
+                entropy.append(found.entropy[row][mask].double().cpu().numpy())
         return logp, entropy
 
     return Rescorer(
@@ -71,15 +70,9 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     )
 
 
-def skeleton(config: Config) -> tuple[Any, Any]:
-    """The model to load weights into; the one made here needs no warm-up for that."""
-    if config.model.path:
-        return load_model(config)
-    tokenizer = character_tokenizer(make_task(config.task.name, **config.task.params).alphabet)
-    return new_model(config, tokenizer).eval(), tokenizer
-
-
-def _padded(prompts: Sequence[Sequence[int]], token_ids: Sequence[NDArray]) -> Responses:
+def _padded(
+    prompts: Sequence[Sequence[int]], token_ids: Sequence[NDArray], device: torch.device
+) -> Responses:
     """Prompts padded on the left, responses on the right, as the trainer lays them out."""
     size, width = len(prompts), max(len(p) for p in prompts)
     length = max(len(t) for t in token_ids)
@@ -92,4 +85,6 @@ def _padded(prompts: Sequence[Sequence[int]], token_ids: Sequence[NDArray]) -> R
         prompt_mask[row, width - len(prompt) :] = True
         token_id[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
         mask[row, : len(tokens)] = True
-    return Responses(prompt_id, prompt_mask, token_id, mask, torch.zeros(size, dtype=torch.bool))
+    truncated = torch.zeros(size, dtype=torch.bool)
+    fields = (prompt_id, prompt_mask, token_id, mask, truncated)
+    return Responses(*(x.to(device) for x in fields))

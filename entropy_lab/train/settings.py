@@ -40,15 +40,29 @@ class TaskConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Sizes and warm-up of the model made here; `path` loads a local model folder instead.
+    """path: a local folder or hub name of a causal LM; empty for the model made here, whose sizes
+    and warm-up the other keys are.
 
-    autocast: "bfloat16" runs the passes of the trainer in it, on float32 master weights.
+    dtype: of the weights; autocast: "bfloat16" runs the passes of the trainer in it (on float32
+    weights those are the masters). attention auto: as `transformers` chooses for the model; device
+    auto: CUDA where there is one. gradient_checkpointing: layers are computed again in the backward
+    pass instead of kept. trainable: globs of parameter names, all others are frozen (empty: none
+    is). lora_rank > 0 trains adapters of that rank (peft) instead, beside what `trainable` names;
+    lora_targets: names of the layers that get one, empty for all linear ones but the head.
     warmup_corrupt: the chance that a written step of a training trace is wrong; warmup_ramp:
     iterations of linear learning-rate rise; warmup_decay: the last share of them, falling to 0.
     """
 
     path: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    trainable: list[str] = field(default_factory=list)
+    lora_rank: Count = 0
+    lora_alpha: Positive = 8
+    lora_targets: list[str] = field(default_factory=list)
     seed: Seed = 0
     layers: Positive = 3
     hidden: Positive = 128

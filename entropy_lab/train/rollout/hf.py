@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -108,10 +109,13 @@ def _read_prompts(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int) ->
     if not before.any(dim=1).all():
         return None
     cache = DynamicCache(config=model.config)
+    position = {"position_ids": (before.long().cumsum(dim=1) - 1).clamp_min(0)}
+    if "position_ids" not in signature(model.base_model.forward).parameters:
+        position = {}  # a model that finds its positions in the mask, or has none
     model.base_model(
         input_ids=prompt_id[:, :-1],
         attention_mask=before.long(),
-        position_ids=(before.long().cumsum(dim=1) - 1).clamp_min(0),
+        **position,
         past_key_values=cache,
         use_cache=True,
     )
