@@ -18,9 +18,10 @@ from entropy_lab.probe.provisional import Provisional, take_influence
 from entropy_lab.train.alarm import CollapseAlarm
 from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
+from entropy_lab.train.draws import draw_rollout, log_samples, warnings_of
 from entropy_lab.train.evaluate import evaluate_if_due
-from entropy_lab.train.gather import pack, sample_rows, unpack
 from entropy_lab.train.interrupt import stop_request
+from entropy_lab.train.packing import pack, unpack
 from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
@@ -44,10 +45,11 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
         time_eval = 0.0 if state else evaluate_if_due(parts, run_dir)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
             started = time.perf_counter()
-            scored = parts.sample(config.rollout.prompts, "rollout", rollout)
+            scored = draw_rollout(parts, rollout)
             time_rollout = time.perf_counter() - started
+            progress.say_once(warnings_of(scored, rollout))
             steps = parts.micros(scored, rollout, minibatches)
-            probe.samples(sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step))
+            log_samples(parts, scored, steps, rollout)
             if is_every(rollout, config.train.replay_every):
                 save_replay_point(run_dir, parts, steps, memory, rollout)
             memory = begin_rollout(parts, steps, memory)
@@ -59,6 +61,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 time_eval += evaluate_if_due(parts, run_dir)
                 metrics = probe.commit(
                     **response_means(micros),
+                    **(scored.facts or {}),
                     **alarm.update(probe.last_row),
                     time_rollout=time_rollout / minibatches,
                     time_update=now - begun,
@@ -195,11 +198,37 @@ def method_scalars(plans: list[Any], memory: State) -> dict[str, float]:
 
 
 def response_means(micros: list[Micro]) -> dict[str, float]:
-    """Means over the responses of one minibatch."""
+    """Means over the responses of one minibatch, those that are masked out of the loss too."""
     whole, _ = gathered(micros, None)
     assert whole.reward is not None and whole.truncated is not None
-    return {
+    length = torch.cat([m.sampled().sum(1) for m in micros])
+    means = {
         "reward": float(whole.reward.double().mean()),
-        "response_length": float(whole.mask.sum(1).double().mean()),
+        "response_length": float(length.double().mean()),
         "truncated_share": float(whole.truncated.double().mean()),
     }
+    return means | sampler_mismatch(whole)
+
+
+def sampler_mismatch(batch: TokenBatch) -> dict[str, float]:
+    """How far the sampler was from the trainer at the same weights, over tokens in the loss.
+
+    With d = old_logp - rollout_logp: rollout_logp_diff mean |d|, rollout_logp_diff_max, rollout_kl
+    the mean of exp(d) - 1 - d (k3) and rollout_kl_k1 that of -d, estimates in nats of
+    KL(sampler | trainer); rollout_weight_mean and rollout_weight_min, max of the correction, where
+    there is one. Empty where the sampler reported nothing.
+    """
+    if batch.rollout_logp is None or not bool(batch.mask.any()):
+        return {}
+    d = (batch.old_logp.double() - batch.rollout_logp.double())[batch.mask]
+    found = {
+        "rollout_logp_diff": d.abs().mean(),
+        "rollout_logp_diff_max": d.abs().max(),
+        "rollout_kl": (d.expm1() - d).mean(),
+        "rollout_kl_k1": -d.mean(),
+    }
+    if batch.rollout_weight is not None:
+        weight = batch.rollout_weight[batch.mask].double()
+        found |= {"rollout_weight_mean": weight.mean(), "rollout_weight_min": weight.min(),
+                  "rollout_weight_max": weight.max()}  # fmt: skip
+    return {name: float(value) for name, value in found.items()}
