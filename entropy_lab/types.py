@@ -87,8 +87,8 @@ class TokenBatch(_Rows):
     hash of prompt and prefix, uid (B,) int64, group (B,) int64, reward (B,) float,
     truncated (B,) bool, rollout_weight (B, T) factor on the token's policy-gradient loss that
     makes up for another sampler, whatever the method; influence_marginal (B, T) nats per unit of
-    the token's weight, known only of a step that is about to be taken. age: optimizer steps since the rollout; step: the
-    optimizer step and seed: the run's seed (hashed random choices use both).
+    the token's weight, known only of a step that is about to be taken. age: optimizer steps since
+    the rollout; step: the optimizer step and seed: the run's seed (hashed random choices use both).
     """
 
     token_id: Int64[Tensor, "B T"]

@@ -84,7 +84,7 @@ SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "advantage": (pa.float32(), "", "advantage of the response"),
     "length": (pa.int32(), "tokens", "response tokens, end token included"),
     "truncated": (pa.bool_(), "", "the response met the length limit"),
-    "inclusion_prob": (pa.float32(), "", "probability that its tokens were logged; null: not trained"),
+    "inclusion_prob": (pa.float32(), "", "chance that its tokens were logged; null: not trained"),
     "trained": (pa.bool_(), "", "has tokens in the loss; false: masked, or its group left out"),
     "minibatch": (pa.int32(), "", "optimizer step within the rollout, of its own loss"),
     "micro": (pa.int32(), "", "micro-batch within that step, with all rows of equal number"),

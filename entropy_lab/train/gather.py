@@ -190,9 +190,9 @@ def sample_rows(
         "advantage": mean_advantage.float().cpu().numpy(),
         "length": length.to(torch.int32).cpu().numpy(),
         "truncated": whole.truncated.cpu().numpy(),
-        "inclusion_prob": np.where(trained, share, None),
+        "inclusion_prob": np.where(trained, share.astype(object), np.array(None)),
         "trained": trained,
-        **{name: np.repeat(np.int32(values), sizes) for name, values in layout.items()},
+        **{name: np.repeat(np.array(values, np.int32), sizes) for name, values in layout.items()},
     }
     return _told(scored, rollout, step) | {k: v[order] for k, v in columns.items()}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import plan_step
 from entropy_lab.interventions.base import State
-from entropy_lab.loss import policy_loss
+from entropy_lab.loss import TokenShare, policy_loss
 from entropy_lab.probe.provisional import Provisional, take_influence
 from entropy_lab.train.alarm import CollapseAlarm
 from entropy_lab.train.checkpoint import save_checkpoint
@@ -26,7 +26,7 @@ from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.replay_point import save_replay_point
-from entropy_lab.types import TokenBatch, TokenStats
+from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
 
 
 def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Progress) -> bool:
@@ -93,6 +93,8 @@ def is_every(count: int, every: int) -> bool:
 def begin_rollout(parts: Parts, steps: list[list[Micro]], memory: State) -> State:
     """What the method remembers for the steps of a rollout, whose minibatches are all here."""
     micros = [m for part in steps for m in part]
+    if not any(bool(m.batch.mask.any()) for m in micros):
+        return memory
     return parts.method.begin_rollout(*gathered(micros, known_stats(parts, micros)), memory)
 
 
@@ -107,9 +109,10 @@ def update(
     set_lr(parts.optimizer, config, probe.step)
     stats, batches = known_stats(parts, micros), [m.batch for m in micros]
     forwards: list[TokenStats | None] = [None] * len(micros)
-    if "influence_marginal" in method.needs:
+    empty = not any(bool(batch.mask.any()) for batch in batches)
+    if "influence_marginal" in method.needs and not empty:
         forwards, batches, memory = look_ahead(parts, micros, memory)
-    plans = plan_step(method, batches, stats, memory)
+    plans = no_plans(batches) if empty else plan_step(method, batches, stats, memory)
     for micro, batch, known, (plan, share) in zip(micros, batches, forwards, plans, strict=True):
         forward = probe.record(micro.inputs, batch, known)
         out = policy_loss(forward, batch, plan, share)
@@ -127,7 +130,14 @@ def update(
         probe.hold_out([m.pair() for m in held_out], "next_minibatch")
     parts.optimizer.step()
     parts.optimizer.zero_grad()
-    return method.end_step(*gathered(micros, stats), memory)
+    return memory if empty else method.end_step(*gathered(micros, stats), memory)
+
+
+def no_plans(batches: list[TokenBatch]) -> list[tuple[TokenPlan, TokenShare]]:
+    """Of a step whose responses are all masked out of the loss: its gradient is zero, and the
+    optimizer's momentum and decay alone move the weights."""
+    zeros = [torch.zeros_like(batch.old_logp) for batch in batches]
+    return [(TokenPlan(), TokenShare(policy=z, entropy=z)) for z in zeros]
 
 
 def look_ahead(
@@ -168,7 +178,8 @@ def fix_probe_set(parts: Parts, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     fresh = not tensors
     if fresh:
         groups = -(-config.probe.fixed_responses // config.rollout.group_size)
-        tensors = pack(parts.micros(parts.sample(groups, "fixed", 0), -1, 1)[0], "fixed")
+        [micros] = parts.micros(parts.sample(groups, "fixed", 0), -1, 1, watched=True)
+        tensors = pack(micros, "fixed")
     micros = unpack(tensors, "fixed", config.train.micro_batch)
     parts.probe.fix([m.pair() for m in micros], save=fresh)
     return tensors

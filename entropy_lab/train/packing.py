@@ -51,10 +51,11 @@ def unpack(
     prompt = mine["input_id"].shape[1] - response
     stored = mine.get("layout")
     if stored is None:
-        sizes = [min(size, count - a) for a in range(0, count, size)]
-        stored = torch.tensor([(rows, prompt, response) for rows in sizes])
+        each = [min(size, count - a) for a in range(0, count, size)]
+        stored = torch.tensor([(rows, prompt, response) for rows in each])
     micros, first = [], 0
-    for widths in (Widths(*row) for row in stored.tolist()):
+    for sizes in stored.tolist():
+        widths = Widths(*sizes)
         rows = slice(first, first + widths.rows)
         joined = slice(prompt - widths.prompt, prompt + widths.response)
         part = {}

@@ -77,12 +77,17 @@ class Parts:
             correction=correction,
         )
 
-    def micros(self, scored: Scored, rollout: int, minibatches: int) -> list[list[Micro]]:
+    def micros(
+        self, scored: Scored, rollout: int, minibatches: int, watched: bool = False
+    ) -> list[list[Micro]]:
         """The responses as minibatches of micro-batches, with advantages and old_logp.
 
-        Raises RunError where the sampler's log-probabilities are needed and its engine gave none.
+        watched: they are in no loss, so none is masked out of it and none is corrected. Raises
+        RunError where the sampler's log-probabilities are needed and its engine gave none.
         """
         rules = self.rules
+        if watched:
+            rules = rules._replace(mask_truncated=False, correction=None)
         if rules.correction is not None and scored.responses.logp is None:
             raise RunError(
                 f"train.rollout_correction needs the sampler's log-probabilities, which the engine "

@@ -30,8 +30,9 @@ class Responses:
 
     def rows(self, index: Tensor | slice) -> Self:
         """The responses chosen by `index` (B',), as wide as before."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{k: None if v is None else v[index] for k, v in chosen.items()})
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {k: v if v is None else v[index] for k, v in named.items()}
+        return type(self)(**chosen)
 
     def trimmed(self) -> Self:
         """As wide as the longest prompt and the longest response among them."""
