@@ -34,7 +34,9 @@ def policy() -> Any:
 
 
 def ragged(count: int = 16) -> Scored:
-    """Responses of 1 to 9 tokens to prompts of 2 to 6, with rewards that differ in each group."""
+    """Responses of 1 to 9 tokens to prompts of 2 to 6, with rewards that differ in each group.
+
+    Those of more than 6 count as truncated."""
     g = torch.Generator().manual_seed(3)
     prompts = torch.tensor([2, 6, 3, 5]).repeat_interleave(GROUP)
     lengths = torch.randint(1, 10, (count,), generator=g)
@@ -43,7 +45,7 @@ def ragged(count: int = 16) -> Scored:
     mask = steps < lengths[:, None]
     ids = torch.randint(2, SIZE, (count, 17), generator=g)
     responses = Responses(
-        ids[:, :7] * prompt_mask, prompt_mask, ids[:, 7:] * mask, mask, lengths == 9
+        ids[:, :7] * prompt_mask, prompt_mask, ids[:, 7:] * mask, mask, lengths > 6
     )
     reward = torch.randint(0, 2, (count,), generator=g).float()
     reward[::GROUP], reward[1::GROUP] = 0.0, 1.0
