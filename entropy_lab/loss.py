@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from entropy_lab.types import (
 )
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import Bool, Float, UInt8
+
+CorrectionLevel = Literal["token", "sequence"]
 
 # |logp - old_logp| beyond which the ratio stays put and passes no gradient; as in verl.
 _MAX_LOG_RATIO = 20.0
@@ -85,6 +87,29 @@ def token_share(batch: TokenBatch, plan: TokenPlan) -> TokenShare:
     chosen = (mask & plan.mask).to(dtype)
     # A step from which the method drops every token has no policy loss rather than 0/0.
     return TokenShare(policy=chosen / chosen.sum().clamp(min=1), entropy=share)
+
+
+def sampler_weight(
+    old_logp: Float[Tensor, "B T"],
+    rollout_logp: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    level: CorrectionLevel,
+    cap: float,
+) -> Float[Tensor, "B T"]:
+    """w = min(exp(old_logp - rollout_logp), cap), truncated importance sampling; 1 outside mask.
+
+    old_logp: the trainer's log-probabilities of the tokens at the weights that sampled them,
+    rollout_logp: the sampler's own, both (B, T) in nats; mask (B, T) bool, all sampled tokens.
+    level "token": each its own ratio (Yao et al. 2025, "Your Efficient RL Framework Secretly
+    Brings You Off-Policy RL Training"); "sequence": the product over the response, for all of its
+    tokens (verl, rollout_is). The logarithm is kept within +-20 before the exponential, as there.
+    Never below 0, never above cap; detached.
+    """
+    d = torch.where(mask, (old_logp - rollout_logp).detach(), 0.0)
+    if level == "sequence":
+        d = d.sum(1, keepdim=True).expand_as(d)
+    weight = d.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp().clamp(max=cap)
+    return torch.where(mask, weight, 1.0)
 
 
 def policy_loss(

@@ -85,9 +85,10 @@ class TokenBatch(_Rows):
     advantage (B, T) float; old_logp (B, T) float, nats, of the policy that generated.
     Optional: old_entropy (B, T), rollout_logp (B, T) the sampler's own value, state (B, T) int64
     hash of prompt and prefix, uid (B,) int64, group (B,) int64, reward (B,) float,
-    truncated (B,) bool, influence_marginal (B, T) nats per unit of the token's weight, known only
-    of a step that is about to be taken. age: optimizer steps since the rollout; step: the
-    optimizer step and seed: the run's seed (hashed random choices use both).
+    truncated (B,) bool, rollout_weight (B, T) factor on the token's policy-gradient loss that
+    makes up for another sampler, whatever the method; influence_marginal (B, T) nats per unit of
+    the token's weight, known only of a step that is about to be taken. age: optimizer steps since
+    the rollout; step: the optimizer step and seed: the run's seed (hashed random choices use both).
     """
 
     token_id: Int64[Tensor, "B T"]
@@ -101,6 +102,7 @@ class TokenBatch(_Rows):
     group: Int64[Tensor, " B"] | None = None
     reward: Float[Tensor, " B"] | None = None
     truncated: Bool[Tensor, " B"] | None = None
+    rollout_weight: Float[Tensor, "B T"] | None = None
     influence_marginal: Float[Tensor, "B T"] | None = None
     age: int = 0
     step: int = 0
@@ -109,7 +111,7 @@ class TokenBatch(_Rows):
     def __post_init__(self) -> None:
         shape = self.token_id.shape
         per_token = ("mask", "advantage", "old_logp", "old_entropy", "rollout_logp", "state")
-        for name in (*per_token, "influence_marginal"):
+        for name in (*per_token, "rollout_weight", "influence_marginal"):
             value = getattr(self, name)
             if value is not None and value.shape != shape:
                 raise ValueError(

@@ -78,7 +78,7 @@ class Step:
                 kappa = min(1.0, self.clip / (norm + 1e-6))
             if step == 2:
                 chosen = [Chosen(r.inputs, r.batch, None, 1.0) for r in window.records]
-                probed = measure_before(chosen, scorer, most=8)
+                probed = measure_before(chosen, scorer)
                 start = deep.begin(scorer, optimizer, probed)
             optimizer.step()
             if step == 2:

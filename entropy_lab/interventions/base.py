@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -233,8 +233,9 @@ def plan_step(
     batches, stats: the step's micro-batches (B_i, T_i), stats None where method.needs is empty.
     A method of scope "microbatch" plans each of them alone, any other all at once; the shares
     (B_i, T_i), from `token_share`, belong to the whole step either way. state: what
-    method.begin_rollout returned, or end_step since; None as in `Method.plan`. Raises
-    ValueError where the lists are empty or differ in length, and whatever token_share raises.
+    method.begin_rollout returned, or end_step since; None as in `Method.plan`. The weights are the
+    method's times batch.rollout_weight, where the batches have it. Raises ValueError where
+    the lists are empty or differ in length, and whatever token_share raises.
     """
     if not batches or (stats is not None and len(stats) != len(batches)):
         found = "None" if stats is None else len(stats)
@@ -245,14 +246,23 @@ def plan_step(
     whole = TokenBatch.cat(batches)
     if getattr(method, "scope", "minibatch") == "microbatch":
         each = [None] * len(batches) if stats is None else stats
-        plans = [method.plan(b, s, state) for b, s in zip(batches, each, strict=True)]
+        plans = [
+            _corrected(method.plan(b, s, state), b) for b, s in zip(batches, each, strict=True)
+        ]
         share = token_share(whole, TokenPlan.cat(plans))
     else:
-        plan = method.plan(whole, None if stats is None else TokenStats.cat(stats), state)
+        known = None if stats is None else TokenStats.cat(stats)
+        plan = _corrected(method.plan(whole, known, state), whole)
         plans = [_part(plan, rows, length) for rows, length in _parts(batches)]
         share = token_share(whole, plan)
     shares = [_part(share, rows, length) for rows, length in _parts(batches)]
     return list(zip(plans, shares, strict=True))
+
+
+def _corrected(plan: TokenPlan, batch: TokenBatch) -> TokenPlan:
+    if batch.rollout_weight is None:
+        return plan
+    return replace(plan, weight=plan.weight * batch.rollout_weight)
 
 
 def _parts(batches: list[TokenBatch]) -> list[tuple[slice, int]]:

@@ -168,10 +168,10 @@ def measure_before_step(
         choose(inputs, batch, cadence.seed, m.step, index, cadence.fraction)
         for index, (inputs, batch) in enumerate([*own, *held_out])
     ]
-    probed = measure_before(chosen, scorer, max(len(batch.mask) for _, batch in own))
+    probed = measure_before(chosen, scorer)
     m.train, m.held = probed[: len(own)], probed[len(own) :]
     watched = [Chosen(inputs, batch, None, 1.0) for inputs, batch in fixed]
-    m.watch = measure_before(watched, scorer, 1)
+    m.watch = measure_before(watched, scorer)
     if meters.fine is not None:
         m.fine = FineRows.choose(m.train, cadence.seed, m.step, meters.fine)
     return same

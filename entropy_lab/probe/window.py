@@ -183,14 +183,15 @@ def choose(
     return Chosen(take_rows(inputs, rows), batch.rows(rows.to(batch.mask.device)), rows, share)
 
 
-def measure_before(chosen: Sequence[Chosen], scorer: Scorer, most: int) -> list[Probed]:
-    """First pass over the chosen rows; sampled ones together, up to `most` responses a pass.
+def measure_before(chosen: Sequence[Chosen], scorer: Scorer) -> list[Probed]:
+    """First pass over the chosen rows; sampled ones together, as many responses a pass as the
+    largest of their micro-batches had.
 
     A pass over a few rows costs little more than one over one row. What counts is that the second
     pass sees the same layout.
     """
     out: list[Probed] = []
-    for group in _passes(chosen, most):
+    for group in _passes(chosen):
         joined = join_rows([c.inputs for c in group]) if len(group) > 1 else None
         start = 0
         for c in group:
@@ -204,10 +205,11 @@ def measure_before(chosen: Sequence[Chosen], scorer: Scorer, most: int) -> list[
     return out
 
 
-def _passes(chosen: Sequence[Chosen], most: int) -> Iterator[list[Chosen]]:
+def _passes(chosen: Sequence[Chosen]) -> Iterator[list[Chosen]]:
     group: list[Chosen] = []
     for c in chosen:
-        size = sum(len(g.batch.mask) for g in group) + len(c.batch.mask)
+        size = sum(len(g.batch.mask) for g in (*group, c))
+        most = max(round(len(g.batch.mask) / g.inclusion_prob) for g in (*group, c))
         if group and (c.rows is None or group[-1].rows is None or size > most):
             yield group
             group = []

@@ -84,7 +84,12 @@ SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "advantage": (pa.float32(), "", "advantage of the response"),
     "length": (pa.int32(), "tokens", "response tokens, end token included"),
     "truncated": (pa.bool_(), "", "the response met the length limit"),
-    "inclusion_prob": (pa.float32(), "", "probability that the response's tokens were logged"),
+    "inclusion_prob": (pa.float32(), "", "chance that its tokens were logged; null: not trained"),
+    "trained": (pa.bool_(), "", "has tokens in the loss; false: masked, or its group left out"),
+    "minibatch": (pa.int32(), "", "optimizer step within the rollout, of its own loss"),
+    "micro": (pa.int32(), "", "micro-batch within that step, with all rows of equal number"),
+    "prompt_width": (pa.int32(), "tokens", "prompt columns of that micro-batch, padding included"),
+    "response_width": (pa.int32(), "tokens", "its response columns, padding included"),
     "prompt": (pa.string(), "", "prompt text"),
     "response": (pa.string(), "", "response text"),
 }

@@ -14,6 +14,7 @@ import torch
 from entropy_lab.probe.scorer import untouched_rng, without_dropout
 from entropy_lab.record import write_evals
 from entropy_lab.train.gather import score_responses
+from entropy_lab.train.layout import Layout
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
@@ -86,12 +87,13 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
 def summed_entropy(parts: Parts, responses: Responses) -> float:
     """The sum over response tokens of the entropy of softmax(logits), nats, at temperature 1."""
     score = make_score(parts.model, 1.0, parts.config.model.autocast)
-    size, total = parts.config.train.micro_batch, 0.0
+    train, total = parts.config.train, 0.0
+    layout = Layout(train.micro_batch, train.micro_tokens)
     with untouched_rng(parts.model), without_dropout(parts.model):
-        for first in range(0, len(responses.mask), size):
-            rows = slice(first, first + size)
-            entropy = score(model_inputs(responses, rows)).entropy  # (B, T)
-            total += float(entropy[responses.mask[rows]].double().sum())
+        for rows in layout.micros(responses, 0, len(responses.mask)):
+            part = layout.cut(responses, rows)
+            entropy = score(model_inputs(part)).entropy  # (B, T)
+            total += float(entropy[part.mask].double().sum())
     return total
 
 

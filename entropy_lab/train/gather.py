@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from entropy_lab.interventions import Intervention
+from entropy_lab.loss import CorrectionLevel, sampler_weight
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.stats import state_hash
-from entropy_lab.train.policy import Inputs, Micro, model_inputs
+from entropy_lab.train.layout import Layout
+from entropy_lab.train.policy import Micro, model_inputs
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import Problem, Task, prompt_text
 from entropy_lab.types import TokenBatch
@@ -20,13 +23,38 @@ from entropy_lab.types import TokenBatch
 
 @dataclass(frozen=True)
 class Scored:
-    """The responses of one rollout with their texts and rewards (B,)."""
+    """The responses of one rollout with their texts and rewards (B,).
+
+    left_out: groups that were drawn and are not trained on; facts: numbers about the draw for the
+    log.
+    """
 
     responses: Responses
     problems: list[Problem]
     texts: list[str]
     reward: Tensor
     group_size: int
+    left_out: Scored | None = None
+    facts: dict[str, float] | None = None
+
+    def groups(self, chosen: Sequence[int]) -> Scored:
+        """The prompt groups of these numbers, in that order."""
+        n = self.group_size
+        rows = [g * n + i for g in chosen for i in range(n)]
+        index = torch.tensor(rows, dtype=torch.long, device=self.reward.device)
+        problems, texts = [self.problems[g] for g in chosen], [self.texts[i] for i in rows]
+        return Scored(self.responses.rows(index), problems, texts, self.reward[index], n)
+
+    @staticmethod
+    def cat(parts: Sequence[Scored]) -> Scored:
+        """All groups of several draws."""
+        return Scored(
+            Responses.cat([p.responses for p in parts]),
+            [problem for p in parts for problem in p.problems],
+            [text for p in parts for text in p.texts],
+            torch.cat([p.reward for p in parts]),
+            parts[0].group_size,
+        )
 
 
 def score_responses(
@@ -41,122 +69,160 @@ def score_responses(
     return Scored(responses, problems, texts, reward, group_size)
 
 
+class Rules(NamedTuple):
+    """How the responses of a rollout become micro-batches, by the settings of a run.
+
+    layout: which of them share a pass; groups: how many ids of prompt groups a rollout may use;
+    mask_truncated: responses without an EOS stay out of the loss; correction: level and cap of
+    `sampler_weight`, None for none.
+    """
+
+    layout: Layout
+    groups: int
+    mask_truncated: bool = False
+    correction: tuple[CorrectionLevel, float] | None = None
+
+
 def make_micros(
     scored: Scored,
     scorer: Scorer,
     method: Intervention,
+    rules: Rules,
     *,
     rollout: int,
     seed: int,
     step: int,
-    size: int,
     minibatches: int,
 ) -> list[list[Micro]]:
-    """The rollout's minibatches, each a list of micro-batches of at most `size` responses.
+    """The rollout's minibatches, consecutive responses each, as lists of micro-batches.
 
     old_logp and old_entropy come from the trainer's own pass over each micro-batch, in the very
-    layout of the loss; advantages from the whole rollout.
+    layout of the loss; advantages from the whole rollout. A response that is masked out of the loss
+    has no token in `batch.mask`, so no mean counts it; its reward is in its group's baseline.
     """
     responses, count = scored.responses, len(scored.reward)
-    state = state_hash(responses.prompt_id, responses.prompt_mask, responses.token_id)
     index = torch.arange(count, device=responses.token_id.device)
-    group = rollout * len(scored.problems) + index // scored.group_size
-    per_minibatch = count // minibatches
-    plan = [
-        [slice(a, min(a + size, first + per_minibatch))
-         for a in range(first, first + per_minibatch, size)]
-        for first in range(0, count, per_minibatch)
-    ]  # fmt: skip
+    fields = {
+        "state": state_hash(responses.prompt_id, responses.prompt_mask, responses.token_id),
+        "uid": (rollout << 32) + index,
+        "group": rollout * rules.groups + index // scored.group_size,
+        "reward": scored.reward,
+    }
 
-    def micro(rows: slice) -> Micro:
-        inputs = model_inputs(responses, rows)
-        old = scorer.measure(inputs)
+    def micro(rows: Tensor | slice, age: int) -> Micro:
+        part = rules.layout.cut(responses, rows)
+        inputs = model_inputs(part)
+        old, mask = scorer.measure(inputs), part.mask
+        weight = None
+        if rules.correction is not None and part.logp is not None:
+            weight = sampler_weight(old.logp, part.logp, mask, *rules.correction)
+        if rules.mask_truncated:
+            mask = mask & ~part.truncated[:, None]
+        width = mask.shape[1]
+        own = {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in fields.items()}
         batch = TokenBatch(
-            token_id=responses.token_id[rows],
-            mask=responses.mask[rows],
+            token_id=part.token_id,
+            mask=mask,
             advantage=torch.zeros_like(old.logp),
             old_logp=old.logp,
             old_entropy=old.entropy,
-            state=state[rows],
-            uid=(rollout << 32) + index[rows],
-            group=group[rows],
-            reward=scored.reward[rows],
-            truncated=responses.truncated[rows],
+            rollout_logp=part.logp,
+            rollout_weight=weight,
+            truncated=part.truncated,
             seed=seed,
+            age=age,
+            step=step + age,
+            **own,
         )
         return Micro(inputs, batch)
 
-    return advantages(
-        method,
-        [
-            [Micro(m.inputs, replace(m.batch, age=age, step=step + age)) for m in map(micro, part)]
-            for age, part in enumerate(plan)
-        ],
-    )
+    size = count // minibatches
+    steps = [rules.layout.micros(responses, a, a + size) for a in range(0, count, size)]
+    return advantages(method, [[micro(r, age) for r in part] for age, part in enumerate(steps)])
 
 
 def advantages(method: Intervention, steps: list[list[Micro]]) -> list[list[Micro]]:
-    """The minibatches of a rollout with the method's advantages, from all of their responses."""
-    advantage = method.advantages(TokenBatch.cat([m.batch for part in steps for m in part]))
+    """The minibatches of a rollout with the method's advantages, from all of their responses.
+
+    Those that are masked out of the loss count as well, with all the tokens that were sampled.
+    """
+    whole = TokenBatch.cat([replace(m.batch, mask=m.sampled()) for part in steps for m in part])
+    advantage = method.advantages(whole)
     first, out = 0, []
     for part in steps:
         out.append([])
         for m in part:
-            rows = slice(first, first + len(m.batch.mask))
-            out[-1].append(Micro(m.inputs, replace(m.batch, advantage=advantage[rows])))
-            first = rows.stop
+            size, width = m.batch.mask.shape
+            own = advantage[first : first + size, :width]
+            out[-1].append(Micro(m.inputs, replace(m.batch, advantage=own)))
+            first += size
     return out
 
 
 def sample_rows(
     scored: Scored, micros: list[list[Micro]], inclusion: Any, rollout: int, step: int
 ) -> dict[str, Any]:
-    """The rollout's rows of the samples table; inclusion(size) is a micro-batch's probability."""
-    batches = [m.batch for part in micros for m in part]
-    whole = TokenBatch.cat(batches)
+    """The rollout's rows of the samples table, by uid; inclusion(size) is a micro-batch's
+    probability. Without a token in the loss a response is not `trained`, and its inclusion_prob
+    null."""
+    told = [(m, age, number) for age, part in enumerate(micros) for number, m in enumerate(part)]
+    whole = TokenBatch.cat([m.batch for m, _, _ in told])
+    sampled = TokenBatch.cat([replace(m.batch, mask=m.sampled()) for m, _, _ in told]).mask
     assert whole.uid is not None and whole.group is not None and whole.truncated is not None
-    length = whole.mask.sum(1)
-    mean_advantage = torch.where(whole.mask, whole.advantage, 0.0).sum(1) / length.clamp(min=1)
-    problems = [scored.problems[i // scored.group_size] for i in range(len(length))]
-    return {
-        "rollout": np.full(len(length), rollout, np.int64),
+    length = sampled.sum(1)
+    mean_advantage = torch.where(sampled, whole.advantage, 0.0).sum(1) / length.clamp(min=1)
+    # Everything below is by micro-batch until `order` puts it back as it was drawn.
+    uid = whole.uid.cpu().numpy()
+    order = np.argsort(uid, kind="stable")
+    trained = whole.mask.any(1).cpu().numpy()
+    share = np.concatenate([np.full(len(m.batch.mask), inclusion(len(m.batch.mask)), np.float32)
+                            for m, _, _ in told])  # fmt: skip
+    sizes = [len(m.batch.mask) for m, _, _ in told]
+    layout = {
+        "minibatch": [age for _, age, _ in told],
+        "micro": [number for _, _, number in told],
+        "prompt_width": [m.widths().prompt for m, _, _ in told],
+        "response_width": [m.widths().response for m, _, _ in told],
+    }
+    columns = {
         "group": whole.group.cpu().numpy(),
-        "uid": whole.uid.cpu().numpy(),
-        "prompt_id": np.array([p.prompt_id for p in problems], np.int64),
-        "reward": scored.reward.float().cpu().numpy(),
+        "uid": uid,
         "advantage": mean_advantage.float().cpu().numpy(),
         "length": length.to(torch.int32).cpu().numpy(),
         "truncated": whole.truncated.cpu().numpy(),
-        "inclusion_prob": np.concatenate(
-            [np.full(len(b.mask), inclusion(len(b.mask)), np.float32) for b in batches]
-        ),
-        "prompt": [prompt_text(p.prompt) for p in problems],
-        "response": scored.texts,
-        "step": np.full(len(length), step, np.int64),
+        "inclusion_prob": np.where(trained, share.astype(object), np.array(None)),
+        "trained": trained,
+        **{name: np.repeat(np.array(values, np.int32), sizes) for name, values in layout.items()},
+    }
+    return _told(scored, rollout, step) | {k: v[order] for k, v in columns.items()}
+
+
+def left_out_rows(scored: Scored, rollout: int, step: int, first: int, groups: int) -> dict:
+    """Rows of the samples table for groups that were drawn and left out: not trained on, without
+    advantage, micro-batch and inclusion_prob. first: the number of the first of these prompts;
+    groups: as in `Rules`."""
+    count = len(scored.reward)
+    index = first * scored.group_size + np.arange(count, dtype=np.int64)
+    return _told(scored, rollout, step) | {
+        "group": rollout * groups + index // scored.group_size,
+        "uid": (rollout << 32) + index,
+        "advantage": [None] * count,
+        "length": scored.responses.mask.sum(1).to(torch.int32).cpu().numpy(),
+        "truncated": scored.responses.truncated.cpu().numpy(),
+        "inclusion_prob": [None] * count,
+        "trained": np.zeros(count, bool),
     }
 
 
-_INPUTS = ("input_id", "seen", "position", "token_id")
-_BATCH = ("mask", "advantage", "old_logp", "old_entropy", "state", "uid", "group", "reward",
-          "truncated")  # fmt: skip
-
-
-def pack(micros: list[Micro], name: str) -> dict[str, Tensor]:
-    """Micro-batches of one rollout as tensors NAME.field, for a checkpoint."""
-    inputs = {f"{name}.{k}": [getattr(m.inputs, k) for m in micros] for k in _INPUTS}
-    batch = {f"{name}.{k}": [getattr(m.batch, k) for m in micros] for k in _BATCH}
-    return {k: torch.cat(v) for k, v in {**inputs, **batch}.items()}
-
-
-def unpack(
-    tensors: dict[str, Tensor], name: str, size: int, *, age: int = 0, step: int = 0, seed: int = 0
-) -> list[Micro]:
-    """What `pack` was given, in micro-batches of at most `size` responses."""
-    mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-    micros = []
-    for a in range(0, len(mine["uid"]), size):
-        part = {k: v[a : a + size] for k, v in mine.items()}
-        fields: dict[str, Any] = {k: part[k] for k in _BATCH if k in part}
-        batch = TokenBatch(token_id=part["token_id"], **fields, age=age, step=step, seed=seed)
-        micros.append(Micro(Inputs(**{k: part[k] for k in _INPUTS}), batch))
-    return micros
+def _told(scored: Scored, rollout: int, step: int) -> dict[str, Any]:
+    """The columns that do not depend on what becomes of the responses."""
+    count = len(scored.reward)
+    problems = [scored.problems[i // scored.group_size] for i in range(count)]
+    return {
+        "rollout": np.full(count, rollout, np.int64),
+        "prompt_id": np.array([p.prompt_id for p in problems], np.int64),
+        "reward": scored.reward.float().cpu().numpy(),
+        "prompt": [prompt_text(p.prompt) for p in problems],
+        "response": scored.texts,
+        "step": np.full(count, step, np.int64),
+    }

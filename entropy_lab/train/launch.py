@@ -195,10 +195,20 @@ def describe(config: Config) -> str:
         f"{config.to_toml()}\n"
         f"# {t.rollouts} rollouts of {responses} responses, {t.minibatches} optimizer steps each: "
         f"{steps} steps\n"
+        f"{_draws(config)}"
         f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens\n"
         f"{_evaluations(config)}"
         f"# {announced(config) or 'probe: off'}"
     )
+
+
+def _draws(config: Config) -> str:
+    """How many responses dynamic sampling may draw; empty without it."""
+    r = config.rollout
+    if not r.dynamic_sampling:
+        return ""
+    most = r.prompts * r.group_size * r.max_draws
+    return f"# dynamic sampling draws up to {most:,} responses for each rollout\n"
 
 
 def _evaluations(config: Config) -> str:

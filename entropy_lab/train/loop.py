@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import plan_step
 from entropy_lab.interventions.base import State
-from entropy_lab.loss import policy_loss
+from entropy_lab.loss import TokenShare, policy_loss
 from entropy_lab.probe.provisional import Provisional, take_influence
 from entropy_lab.train.alarm import CollapseAlarm
 from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
+from entropy_lab.train.draws import draw_rollout, log_samples, warnings_of
 from entropy_lab.train.evaluate import evaluate_if_due
-from entropy_lab.train.gather import pack, sample_rows, unpack
 from entropy_lab.train.interrupt import stop_request
+from entropy_lab.train.packing import pack, unpack
 from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.replay_point import save_replay_point
-from entropy_lab.types import TokenBatch, TokenStats
+from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
 
 
 def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Progress) -> bool:
@@ -44,10 +45,11 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
         time_eval = 0.0 if state else evaluate_if_due(parts, run_dir)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
             started = time.perf_counter()
-            scored = parts.sample(config.rollout.prompts, "rollout", rollout)
+            scored = draw_rollout(parts, rollout)
             time_rollout = time.perf_counter() - started
+            progress.say_once(warnings_of(scored, rollout))
             steps = parts.micros(scored, rollout, minibatches)
-            probe.samples(sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step))
+            log_samples(parts, scored, steps, rollout)
             if is_every(rollout, config.train.replay_every):
                 save_replay_point(run_dir, parts, steps, memory, rollout)
             memory = begin_rollout(parts, steps, memory)
@@ -59,6 +61,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 time_eval += evaluate_if_due(parts, run_dir)
                 metrics = probe.commit(
                     **response_means(micros),
+                    **(scored.facts or {}),
                     **alarm.update(probe.last_row),
                     time_rollout=time_rollout / minibatches,
                     time_update=now - begun,
@@ -90,6 +93,8 @@ def is_every(count: int, every: int) -> bool:
 def begin_rollout(parts: Parts, steps: list[list[Micro]], memory: State) -> State:
     """What the method remembers for the steps of a rollout, whose minibatches are all here."""
     micros = [m for part in steps for m in part]
+    if not any(bool(m.batch.mask.any()) for m in micros):
+        return memory
     return parts.method.begin_rollout(*gathered(micros, known_stats(parts, micros)), memory)
 
 
@@ -104,9 +109,10 @@ def update(
     set_lr(parts.optimizer, config, probe.step)
     stats, batches = known_stats(parts, micros), [m.batch for m in micros]
     forwards: list[TokenStats | None] = [None] * len(micros)
-    if "influence_marginal" in method.needs:
+    empty = not any(bool(batch.mask.any()) for batch in batches)
+    if "influence_marginal" in method.needs and not empty:
         forwards, batches, memory = look_ahead(parts, micros, memory)
-    plans = plan_step(method, batches, stats, memory)
+    plans = no_plans(batches) if empty else plan_step(method, batches, stats, memory)
     for micro, batch, known, (plan, share) in zip(micros, batches, forwards, plans, strict=True):
         forward = probe.record(micro.inputs, batch, known)
         out = policy_loss(forward, batch, plan, share)
@@ -124,7 +130,14 @@ def update(
         probe.hold_out([m.pair() for m in held_out], "next_minibatch")
     parts.optimizer.step()
     parts.optimizer.zero_grad()
-    return method.end_step(*gathered(micros, stats), memory)
+    return memory if empty else method.end_step(*gathered(micros, stats), memory)
+
+
+def no_plans(batches: list[TokenBatch]) -> list[tuple[TokenPlan, TokenShare]]:
+    """Of a step whose responses are all masked out of the loss: its gradient is zero, and the
+    optimizer's momentum and decay alone move the weights."""
+    zeros = [torch.zeros_like(batch.old_logp) for batch in batches]
+    return [(TokenPlan(), TokenShare(policy=z, entropy=z)) for z in zeros]
 
 
 def look_ahead(
@@ -165,7 +178,8 @@ def fix_probe_set(parts: Parts, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     fresh = not tensors
     if fresh:
         groups = -(-config.probe.fixed_responses // config.rollout.group_size)
-        tensors = pack(parts.micros(parts.sample(groups, "fixed", 0), -1, 1)[0], "fixed")
+        [micros] = parts.micros(parts.sample(groups, "fixed", 0), -1, 1, watched=True)
+        tensors = pack(micros, "fixed")
     micros = unpack(tensors, "fixed", config.train.micro_batch)
     parts.probe.fix([m.pair() for m in micros], save=fresh)
     return tensors
@@ -195,11 +209,37 @@ def method_scalars(plans: list[Any], memory: State) -> dict[str, float]:
 
 
 def response_means(micros: list[Micro]) -> dict[str, float]:
-    """Means over the responses of one minibatch."""
+    """Means over the responses of one minibatch, those that are masked out of the loss too."""
     whole, _ = gathered(micros, None)
     assert whole.reward is not None and whole.truncated is not None
-    return {
+    length = torch.cat([m.sampled().sum(1) for m in micros])
+    means = {
         "reward": float(whole.reward.double().mean()),
-        "response_length": float(whole.mask.sum(1).double().mean()),
+        "response_length": float(length.double().mean()),
         "truncated_share": float(whole.truncated.double().mean()),
     }
+    return means | sampler_mismatch(whole)
+
+
+def sampler_mismatch(batch: TokenBatch) -> dict[str, float]:
+    """How far the sampler was from the trainer at the same weights, over tokens in the loss.
+
+    With d = old_logp - rollout_logp: rollout_logp_diff mean |d|, rollout_logp_diff_max, rollout_kl
+    the mean of exp(d) - 1 - d (k3) and rollout_kl_k1 that of -d, estimates in nats of
+    KL(sampler | trainer); rollout_weight_mean and rollout_weight_min, max of the correction, where
+    there is one. Empty where the sampler reported nothing.
+    """
+    if batch.rollout_logp is None or not bool(batch.mask.any()):
+        return {}
+    d = (batch.old_logp.double() - batch.rollout_logp.double())[batch.mask]
+    found = {
+        "rollout_logp_diff": d.abs().mean(),
+        "rollout_logp_diff_max": d.abs().max(),
+        "rollout_kl": (d.expm1() - d).mean(),
+        "rollout_kl_k1": -d.mean(),
+    }
+    if batch.rollout_weight is not None:
+        weight = batch.rollout_weight[batch.mask].double()
+        found |= {"rollout_weight_mean": weight.mean(), "rollout_weight_min": weight.min(),
+                  "rollout_weight_max": weight.max()}  # fmt: skip
+    return {name: float(value) for name, value in found.items()}

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from entropy_lab.errors import RunError
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config
-from entropy_lab.train.gather import Scored, make_micros, score_responses
+from entropy_lab.train.draws import draw_prompts
+from entropy_lab.train.gather import Rules, Scored, make_micros, score_responses
+from entropy_lab.train.layout import Layout
 from entropy_lab.train.model import load_model
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
-from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
-from entropy_lab.train.rollout import ENGINES, RolloutEngine
+from entropy_lab.train.rollout import ENGINES, HFEngine, RolloutEngine
 from entropy_lab.train.tasks import Problem, Task, make_task
 from entropy_lab.train.trainable import lost_to_rounding
 
@@ -47,27 +49,59 @@ class Parts:
     def sample(self, prompts: int, name: str, number: int) -> Scored:
         """Responses to fresh problems with their rewards: a function of weights and seed."""
         config = self.config
-        problems = self.draw(prompts, name, number)
+        problems, ids, facts = draw_prompts(self, prompts, name, number)
         responses = self.engine.generate(
             self.model,
-            [encode_prompt(self.tokenizer, p.prompt) for p in problems],
+            ids,
             n=config.rollout.group_size,
             max_tokens=config.rollout.max_tokens,
             temperature=config.rollout.temperature,
             seed=sampling_seed(config.run.seed, name, number),
         )
-        return score_responses(responses, problems, self.task, self.tokenizer)
+        scored = score_responses(responses, problems, self.task, self.tokenizer)
+        reward = scored.reward
+        if config.rollout.truncated == "zero":
+            reward = reward.masked_fill(responses.truncated, 0.0)
+        return replace(scored, reward=reward, facts=facts)
 
-    def micros(self, scored: Scored, rollout: int, minibatches: int) -> list[list[Micro]]:
-        """The responses as minibatches of micro-batches, with advantages and old_logp."""
+    @property
+    def rules(self) -> Rules:
+        """How responses become micro-batches."""
+        r, t = self.config.rollout, self.config.train
+        correction = None
+        if t.rollout_correction != "none":
+            correction = (t.rollout_correction, t.rollout_correction_cap)
+        return Rules(
+            Layout(t.micro_batch, t.micro_tokens),
+            groups=r.prompts * (r.max_draws if r.dynamic_sampling else 1),
+            mask_truncated=r.truncated == "mask",
+            correction=correction,
+        )
+
+    def micros(
+        self, scored: Scored, rollout: int, minibatches: int, watched: bool = False
+    ) -> list[list[Micro]]:
+        """The responses as minibatches of micro-batches, with advantages and old_logp.
+
+        watched: they are in no loss, so none is masked out of it and none is corrected. Raises
+        RunError where the sampler's log-probabilities are needed and its engine gave none.
+        """
+        rules = self.rules
+        if watched:
+            rules = rules._replace(mask_truncated=False, correction=None)
+        if rules.correction is not None and scored.responses.logp is None:
+            raise RunError(
+                f"train.rollout_correction needs the sampler's log-probabilities, which the engine "
+                f"{self.config.rollout.engine!r} does not give: set it to \"none\""
+            )
         return make_micros(
             scored,
             self.probe.scorer,
             self.method,
+            rules,
             rollout=rollout,
             seed=self.config.run.seed,
             step=self.probe.step,
-            size=self.config.train.micro_batch,
             minibatches=minibatches,
         )
 
@@ -89,6 +123,8 @@ def build(
     tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
     engine = ENGINES[config.rollout.engine]()
+    if isinstance(engine, HFEngine) and config.train.rollout_correction != "none":
+        engine = HFEngine(logp=True)
     parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
     return parts, state, tensors
 

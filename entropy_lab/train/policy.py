@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from entropy_lab.probe.scorer import Score
 from entropy_lab.stats import token_stats
+from entropy_lab.train.layout import Widths
 from entropy_lab.train.rollout import Responses
 from entropy_lab.types import TokenBatch, TokenStats
 
@@ -38,8 +39,18 @@ class Micro:
     def pair(self) -> tuple[Inputs, TokenBatch]:
         return self.inputs, self.batch
 
+    def widths(self) -> Widths:
+        """Rows, prompt and response width of the pass."""
+        rows, response = self.inputs.token_id.shape
+        return Widths(rows, self.inputs.input_id.shape[1] - response, response)
 
-def model_inputs(responses: Responses, rows: slice) -> Inputs:
+    def sampled(self) -> Tensor:
+        """Which positions hold sampled tokens, those of a response left out of the loss too:
+        (B, T) bool."""
+        return self.inputs.seen[:, self.widths().prompt :].bool()
+
+
+def model_inputs(responses: Responses, rows: slice = slice(None)) -> Inputs:
     """The scoring layout of some responses; it does not change while they are in use."""
     token_id, mask = responses.token_id[rows], responses.mask[rows]
     seen = torch.cat([responses.prompt_mask[rows], mask], dim=1).long()

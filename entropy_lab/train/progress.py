@@ -32,6 +32,7 @@ class Progress:
         self._seconds: deque[float] = deque(maxlen=20)
         self._live: Live | None = None
         self._fifth = -1
+        self._said: set[str] = set()
         self._warmup_started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -63,6 +64,12 @@ class Progress:
     def note(self, text: str) -> None:
         """One line that stays."""
         self.console.print(text, soft_wrap=True, highlight=False)
+
+    def say_once(self, texts: Mapping[str, str]) -> None:
+        """A line for each kind that has not been told before."""
+        for kind in (k for k in texts if k not in self._said):
+            self.console.print(texts[kind], soft_wrap=True, highlight=False)
+        self._said |= texts.keys()
 
     def step(self, metrics: Mapping[str, Any], step: int, total: int) -> None:
         """One line of metrics after optimizer step `step` of `total` (counted from 1)."""

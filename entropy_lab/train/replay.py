@@ -20,9 +20,10 @@ from entropy_lab.record import create_run, load, open_run
 from entropy_lab.train import loop
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config, config_from_dict
-from entropy_lab.train.gather import advantages, unpack
+from entropy_lab.train.gather import advantages
 from entropy_lab.train.launch import is_ours, restored
 from entropy_lab.train.model import skeleton
+from entropy_lab.train.packing import unpack
 from entropy_lab.train.parts import Parts, make_optimizer, on_device
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points

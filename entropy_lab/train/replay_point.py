@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from entropy_lab.train.checkpoint import complete_checkpoints, save_checkpoint
-from entropy_lab.train.gather import pack
+from entropy_lab.train.packing import pack
 from entropy_lab.train.parts import Parts
 from entropy_lab.train.policy import Micro
 

@@ -15,20 +15,28 @@ from entropy_lab.record import open_run
 from entropy_lab.train.checkpoint import latest_checkpoint, load_checkpoint
 from entropy_lab.train.config import config_from_dict
 from entropy_lab.train.launch import is_ours, restored
+from entropy_lab.train.layout import Widths
 from entropy_lab.train.model import skeleton
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.rollout import Responses
 
+Scores = tuple[list[NDArray], list[NDArray]]
+
 
 class Rescorer(NamedTuple):
     """step: optimizer steps taken; vocab: size of the softmax; score(prompts, token_ids) ->
-    (logp, entropy), arrays (T,) in nats for each response; text(token_id) decodes one."""
+    (logp, entropy), arrays (T,) in nats for each response; text(token_id) decodes one.
+
+    score_as(prompts, token_ids, layout): the same in given micro-batches, (rows, prompt width,
+    response width) each. With all rows of those of the run the numbers are its own, bit for bit.
+    """
 
     step: int
     vocab: int
-    score: Callable[[Sequence[str], Sequence[NDArray]], tuple[list[NDArray], list[NDArray]]]
+    score: Callable[[Sequence[str], Sequence[NDArray]], Scores]
     text: Callable[[NDArray], str]
+    score_as: Callable[[Sequence[str], Sequence[NDArray], Sequence[tuple[int, int, int]]], Scores]
 
 
 def open_rescorer(run_dir: Path | str) -> Rescorer:
@@ -47,35 +55,51 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     load_checkpoint(path, model)
     stats = make_score(model, config.rollout.temperature, config.model.autocast)
 
-    def score(
-        prompts: Sequence[str], token_ids: Sequence[NDArray]
-    ) -> tuple[list[NDArray], list[NDArray]]:
-        logp, entropy = [], []
-        size = config.train.micro_batch
-        for a in range(0, len(prompts), size):
-            ids = [encode_prompt(tokenizer, p) for p in prompts[a : a + size]]
-            responses = _padded(ids, token_ids[a : a + size], model.device)
+    limit = config.rollout.max_prompt_tokens
+
+    def score_as(
+        prompts: Sequence[str],
+        token_ids: Sequence[NDArray],
+        layout: Sequence[tuple[int, int, int]],
+    ) -> Scores:
+        logp, entropy, first = [], [], 0
+        for widths in (Widths(*w) for w in layout):
+            rows = slice(first, first + widths.rows)
+            first = rows.stop
+            # What a run did not cut is not longer than its limit.
+            ids = [encode_prompt(tokenizer, p)[-limit:] for p in prompts[rows]]
+            responses = _padded(ids, token_ids[rows], widths, model.device)
             with torch.no_grad():
-                found = stats(model_inputs(responses, slice(None)))
+                found = stats(model_inputs(responses))
             for row, mask in enumerate(responses.mask):
                 logp.append(found.logp[row][mask].double().cpu().numpy())
                 entropy.append(found.entropy[row][mask].double().cpu().numpy())
         return logp, entropy
+
+    def score(prompts: Sequence[str], token_ids: Sequence[NDArray]) -> Scores:
+        size = config.train.micro_batch
+        rows = [len(prompts[a : a + size]) for a in range(0, len(prompts), size)]
+        return score_as(prompts, token_ids, [(n, 0, 0) for n in rows])
 
     return Rescorer(
         step=int(path.name.removeprefix("step-")),
         vocab=int(model.get_output_embeddings().weight.shape[0]),
         score=score,
         text=lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True),
+        score_as=score_as,
     )
 
 
 def _padded(
-    prompts: Sequence[Sequence[int]], token_ids: Sequence[NDArray], device: torch.device
+    prompts: Sequence[Sequence[int]],
+    token_ids: Sequence[NDArray],
+    widths: Widths,
+    device: torch.device,
 ) -> Responses:
-    """Prompts padded on the left, responses on the right, as the trainer lays them out."""
-    size, width = len(prompts), max(len(p) for p in prompts)
-    length = max(len(t) for t in token_ids)
+    """Prompts padded on the left, responses on the right, as the trainer lays them out, to these
+    widths at least."""
+    size, width = len(prompts), max(widths.prompt, *(len(p) for p in prompts))
+    length = max(widths.response, *(len(t) for t in token_ids))
     prompt_id = torch.zeros(size, width, dtype=torch.long)
     prompt_mask = torch.zeros(size, width, dtype=torch.bool)
     token_id = torch.zeros(size, length, dtype=torch.long)

@@ -80,13 +80,25 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
-    """One rollout = prompts x group_size responses of at most max_tokens tokens, EOS included."""
+    """One rollout = prompts x group_size responses of at most max_tokens tokens, EOS included.
+
+    truncated: what a response without an EOS is to the training: "keep" as any other, "mask" out
+    of the loss (it stays in its group's baseline), "zero" reward 0. max_prompt_tokens 0: no limit;
+    long_prompts: what a training prompt beyond it is: "refuse" an error, "drop" replaced by
+    another problem, "left" cut on the left. dynamic_sampling: prompts are drawn until `prompts`
+    groups have unequal rewards, in at most max_draws batches (DAPO, arXiv 2503.14476).
+    """
 
     engine: Literal["hf"] = "hf"
     prompts: Positive = 32
     group_size: Annotated[int, Field(ge=2)] = 8
     max_tokens: Positive = 12
     temperature: Rate = 1.0
+    truncated: Literal["keep", "mask", "zero"] = "keep"
+    max_prompt_tokens: Count = 0
+    long_prompts: Literal["refuse", "drop", "left"] = "refuse"
+    dynamic_sampling: bool = False
+    max_draws: Positive = 10
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -118,6 +130,10 @@ class OptimizerConfig:
 class TrainConfig:
     """Each rollout feeds `minibatches` optimizer steps; micro_batch counts responses.
 
+    micro_tokens above 0: micro-batches of responses of like length, at most so many padded tokens
+    each, instead. rollout_correction: the loss weighted with the truncated ratio of trainer to
+    sampler, min(exp(old_logp - rollout_logp), rollout_correction_cap), of a token or a sequence.
+    tiled_head: statistics without the logits as a whole; "auto" where these take over 256 MiB.
     checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all.
     replay_every: rollouts between two replay points (0: none), for `audit --replay`.
     """
@@ -125,6 +141,10 @@ class TrainConfig:
     rollouts: Positive = 60
     minibatches: Positive = 2
     micro_batch: Positive = 64
+    micro_tokens: Count = 0
+    rollout_correction: Literal["none", "token", "sequence"] = "none"
+    rollout_correction_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    tiled_head: Literal["auto", True, False] = "auto"
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
     replay_every: Count = 0

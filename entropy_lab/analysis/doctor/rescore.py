@@ -14,6 +14,8 @@ from entropy_lab.analysis.doctor.finding import Verdict
 
 MOST_RESPONSES = 64
 Scores = tuple[list[NDArray], list[NDArray]]
+Widths = tuple[int, int, int]
+_LAYOUT = ("micro", "prompt_width", "response_width")
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,16 @@ class Checkpoint:
 
     score(prompts, token_ids) -> (logp, entropy): for each response arrays (T,) in nats of
     softmax(logits / sampling temperature), the end token included; text(token_id) decodes a
-    response; vocab: size of the vocabulary.
+    response; vocab: size of the vocabulary. score_as, where there is one, takes the micro-batches
+    as well, as a list of (rows, prompt width, response width) that follow one another, and scores
+    in them.
     """
 
     step: int
     vocab: int
     score: Callable[[Sequence[str], Sequence[NDArray]], Scores]
     text: Callable[[NDArray], str]
+    score_as: Callable[[Sequence[str], Sequence[NDArray], Sequence[Widths]], Scores] | None = None
 
 
 def rescore(facts: Facts, checkpoint: Checkpoint | None, why_not: str) -> Verdict:
@@ -40,7 +45,8 @@ def rescore(facts: Facts, checkpoint: Checkpoint | None, why_not: str) -> Verdic
     if step is None:
         return _skipped(f"step {taken}, after which the checkpoint was saved, was not probed")
     block = Block.of(step, next(iter(facts.run.iter_steps(step=step)))[1], None)
-    wanted = _responses(block)
+    layout = _layout(facts, block) if checkpoint.score_as else None
+    wanted = _responses(block) if layout is None else _first_micros(block, layout)
     texts = _texts(facts, block.uid[wanted])
     wanted = [i for i in wanted if int(block.uid[i]) in texts]
     if not wanted:
@@ -60,8 +66,11 @@ def rescore(facts: Facts, checkpoint: Checkpoint | None, why_not: str) -> Verdic
             "first token or adds padding",
             "check how responses are cut out of prompt + response",
         )
-    after = step == taken
-    return _compare(block, pieces, checkpoint.score(prompts, token_id), after, checkpoint.step)
+    if layout is None or checkpoint.score_as is None:
+        scores = checkpoint.score(prompts, token_id)
+    else:
+        scores = checkpoint.score_as(prompts, token_id, _runs(layout[wanted]))
+    return _compare(block, pieces, scores, step == taken, checkpoint.step)
 
 
 def _skipped(why: str) -> Verdict:
@@ -76,6 +85,40 @@ def _responses(block: Block) -> list[int]:
     """Indices of some training responses, spread over the step."""
     able = np.flatnonzero(block.train[block.head])
     return [int(i) for i in able[:: max(1, len(able) // MOST_RESPONSES)][:MOST_RESPONSES]]
+
+
+def _layout(facts: Facts, block: Block) -> NDArray[np.int64] | None:
+    """(micro, prompt width, response width) of each response of the step, (n, 3); None where the
+    samples do not say all of them."""
+    columns = [facts.of_responses(block.uid, name) for name in _LAYOUT]
+    known = [c for c in columns if c is not None]
+    if len(known) < len(columns):
+        return None
+    stacked = np.stack(known, axis=1)
+    if not np.isfinite(stacked[block.train[block.head]]).all():
+        return None
+    return np.nan_to_num(stacked, nan=-1).astype(np.int64)
+
+
+def _first_micros(block: Block, layout: NDArray[np.int64]) -> list[int]:
+    """Indices of the training responses of the first micro-batches, whole ones as far as
+    MOST_RESPONSES reaches, the first one in any case."""
+    able = [int(i) for i in np.flatnonzero(block.train[block.head])]
+    chosen: list[int] = []
+    for micro in dict.fromkeys(layout[able, 0].tolist()):
+        mine = [i for i in able if layout[i, 0] == micro]
+        if chosen and len(chosen) + len(mine) > MOST_RESPONSES:
+            break
+        chosen += mine
+    return chosen
+
+
+def _runs(layout: NDArray[np.int64]) -> list[Widths]:
+    """(rows, prompt width, response width) of each micro-batch."""
+    found: dict[tuple[int, int, int], int] = {}
+    for micro, prompt, response in layout.tolist():
+        found[micro, prompt, response] = found.get((micro, prompt, response), 0) + 1
+    return [(rows, prompt, response) for (_, prompt, response), rows in found.items()]
 
 
 def _texts(facts: Facts, uids: NDArray) -> dict[int, tuple[str, str]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class Responses:
 
     prompt_id (B, P) int64 left-padded, prompt_mask (B, P) bool; token_id (B, T) int64
     right-padded, mask (B, T) bool counts the EOS; truncated (B,) bool: max_tokens were drawn and
-    none of them was an EOS.
+    none of them was an EOS; logp (B, T) nats, None where the engine does not say: the sampled
+    tokens' log-probabilities in the distribution that they were drawn from.
     """
 
     prompt_id: Tensor
@@ -22,6 +26,48 @@ class Responses:
     token_id: Tensor
     mask: Tensor
     truncated: Tensor
+    logp: Tensor | None = None
+
+    def rows(self, index: Tensor | slice) -> Self:
+        """The responses chosen by `index` (B',), as wide as before."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {k: v if v is None else v[index] for k, v in named.items()}
+        return type(self)(**chosen)
+
+    def trimmed(self) -> Self:
+        """As wide as the longest prompt and the longest response among them."""
+        prompt, steps = int(self.prompt_mask.sum(1).max()), int(self.mask.sum(1).max())
+        left = self.prompt_id.shape[1] - prompt
+        return type(self)(
+            self.prompt_id[:, left:].contiguous(),
+            self.prompt_mask[:, left:].contiguous(),
+            self.token_id[:, :steps].contiguous(),
+            self.mask[:, :steps].contiguous(),
+            self.truncated,
+            None if self.logp is None else self.logp[:, :steps].contiguous(),
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Responses of several calls one after another, padded with token 0 where widths differ;
+        logp is None where one part has none."""
+        prompt = max(p.prompt_id.shape[1] for p in parts)
+        steps = max(p.token_id.shape[1] for p in parts)
+
+        def joined(name: str, left: int = 0, right: int = 0) -> Tensor:
+            values = [getattr(p, name) for p in parts]
+            return torch.cat(
+                [pad(v, (left and left - v.shape[1], right and right - v.shape[1])) for v in values]
+            )
+
+        return cls(
+            joined("prompt_id", left=prompt),
+            joined("prompt_mask", left=prompt),
+            joined("token_id", right=steps),
+            joined("mask", right=steps),
+            torch.cat([p.truncated for p in parts]),
+            None if any(p.logp is None for p in parts) else joined("logp", right=steps),
+        )
 
 
 class RolloutEngine(Protocol):

@@ -18,7 +18,12 @@ from entropy_lab.train.rollout.base import Responses
 
 @dataclass(frozen=True)
 class HFEngine:
-    """Samples from softmax(logits / temperature) over the whole vocabulary, in this process."""
+    """Samples from softmax(logits / temperature) over the whole vocabulary, in this process.
+
+    logp: report the log-probabilities of the sampled tokens, as sampling computed them.
+    """
+
+    logp: bool = False
 
     @torch.no_grad()
     def generate(
@@ -41,12 +46,14 @@ class HFEngine:
             cache = _read_prompts(model, prompt_id, prompt_mask, n)
             prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
             prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
+            sampled = SampledLogp(temperature) if self.logp else None
             try:
                 full = model.generate(
                     input_ids=prompt_id,
                     attention_mask=prompt_mask.long(),
                     past_key_values=cache,
                     generation_config=settings,
+                    logits_processor=None if sampled is None else [sampled],
                 )
             except RuntimeError as error:
                 if "probability tensor" not in str(error):
@@ -58,7 +65,29 @@ class HFEngine:
         token_id = full[:, prompt_id.shape[1] :]  # (B, T)
         ends = torch.isin(token_id, torch.tensor(settings.eos_token_id, device=token_id.device))
         mask = ends.long().cumsum(dim=1) - ends.long() == 0
-        return Responses(prompt_id, prompt_mask, token_id, mask, ~ends.any(dim=1))
+        logp = None if sampled is None else sampled.of(token_id)
+        return Responses(prompt_id, prompt_mask, token_id, mask, ~ends.any(dim=1), logp)
+
+
+class SampledLogp:
+    """A logits processor that changes nothing: at each step it notes log softmax(logits / T) of
+    the token drawn at the step before, so that no more than one step's (B, V) is kept."""
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+        self._known: list[Tensor] = []
+        self._last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        if self._last is not None:
+            self._known.append(self._last.gather(1, input_ids[:, -1:]))
+        self._last = (logits / self.temperature).log_softmax(-1)
+        return logits
+
+    def of(self, token_id: Tensor) -> Tensor:
+        """The values (B, T) of the finished responses, in nats."""
+        assert self._last is not None
+        return torch.cat([*self._known, self._last.gather(1, token_id[:, -1:])], dim=1)
 
 
 @contextmanager
