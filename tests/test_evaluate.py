@@ -160,7 +160,12 @@ def sampling(config: Config) -> SimpleNamespace:
     tokenizer = character_tokenizer(task.alphabet)
     model = new_model(config, tokenizer).eval()
     return SimpleNamespace(
-        config=config, task=task, tokenizer=tokenizer, model=model, engine=HFEngine()
+        config=config,
+        task=task,
+        source=task,
+        tokenizer=tokenizer,
+        model=model,
+        engine=HFEngine(),
     )
 
 

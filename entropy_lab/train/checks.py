@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def check_together(config: Config) -> None:
     """Raise ConfigError for the first settings that do not fit, naming all that take part."""
     from entropy_lab.interventions import make_method
-    from entropy_lab.train.tasks import make_task
+    from entropy_lab.train.tasks import make_task, worked_task
 
     responses = config.rollout.prompts * config.rollout.group_size
     if responses % config.train.minibatches:
@@ -28,13 +28,13 @@ def check_together(config: Config) -> None:
             f"{2 * config.model.heads}: rotary positions need heads of even width"
         )
     task = make_task(config.task.name, **config.task.params)
+    if not config.model.path:
+        worked_task(task)
     make_method(config.method.name, **config.method.params)
     _check_eval(config, task)
 
 
 def _check_eval(config: Config, task: Task) -> None:
-    from entropy_lab.train.tasks import held_out_problems
-
     e = config.eval
     if e.max_k > e.samples:
         raise ConfigError(
@@ -49,7 +49,7 @@ def _check_eval(config: Config, task: Task) -> None:
     if not e.every:
         return
     try:
-        held_out_problems(task, e.problems)
+        task.check_evaluable(e.problems)
     except ConfigError as error:
         raise ConfigError(
             f"eval.every = {e.every} needs eval.problems = {e.problems} held-out problems, but "

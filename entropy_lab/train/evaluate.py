@@ -18,7 +18,7 @@ from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import Responses
-from entropy_lab.train.tasks import held_out_problems
+from entropy_lab.train.tasks import Problem
 
 if TYPE_CHECKING:
     from entropy_lab.train.parts import Parts
@@ -47,9 +47,13 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
     a pure function of weights, settings and run.seed. entropy, in nats, is the mean over all tokens
     of these responses of the entropy of softmax(logits), whatever temperature drew them.
     """
+    benchmarks = parts.source.benchmarks(parts.config.eval.problems)
+    return [row for b, problems in benchmarks.items() for row in _rows(parts, b, problems, step)]
+
+
+def _rows(parts: Parts, benchmark: str, problems: list[Problem], step: int) -> list[dict[str, Any]]:
     config, e = parts.config, parts.config.eval
     max_tokens = e.max_tokens or config.rollout.max_tokens
-    problems = held_out_problems(parts.task, e.problems)
     # As many responses at a time as a rollout has, since these are known to fit.
     size = max(1, config.rollout.prompts * config.rollout.group_size // e.samples)
     right: list[int] = []
@@ -70,7 +74,7 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
         entropy += summed_entropy(parts, responses)
         tokens += int(responses.mask.sum())
     shared = {
-        "benchmark": f"{parts.task.name}_heldout",
+        "benchmark": benchmark,
         "step": step,
         "avg_at_k": reward / (len(problems) * e.samples),
         "temperature": e.temperature,

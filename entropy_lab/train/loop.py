@@ -70,7 +70,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             last = rollout + 1 == config.train.rollouts
             if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
                 probe.flush()
-                state = {"step": probe.step, "rollout": rollout + 1}
+                state = {"step": probe.step, "rollout": rollout + 1, "drawn": parts.drawn}
                 state |= {"alarm": alarm.to_dict(), "method": memory}
                 keep = config.train.keep_checkpoints
                 save_checkpoint(

@@ -18,7 +18,7 @@ import torch
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.train.config import Config
 from entropy_lab.train.randomness import seeded
-from entropy_lab.train.tasks import Task, make_task
+from entropy_lab.train.tasks import make_task, worked_task
 from entropy_lab.train.tokenizer import character_tokenizer
 from entropy_lab.train.warmup import OnIteration, warm_up
 
@@ -89,7 +89,7 @@ def cached_folder(config: Config) -> Path:
 
 
 def _make(config: Config, folder: Path, progress: OnIteration | None) -> None:
-    task: Task = make_task(config.task.name, **config.task.params)
+    task = worked_task(make_task(config.task.name, **config.task.params))
     tokenizer = character_tokenizer(task.alphabet)
     model = new_model(config, tokenizer)
     try:

@@ -18,7 +18,7 @@ from entropy_lab.train.launch import is_ours, restored
 from entropy_lab.train.model import load_model, new_model
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.rollout import Responses
-from entropy_lab.train.tasks import make_task
+from entropy_lab.train.tasks import make_task, worked_task
 from entropy_lab.train.tokenizer import character_tokenizer
 
 
@@ -75,7 +75,8 @@ def skeleton(config: Config) -> tuple[Any, Any]:
     """The model to load weights into; the one made here needs no warm-up for that."""
     if config.model.path:
         return load_model(config)
-    tokenizer = character_tokenizer(make_task(config.task.name, **config.task.params).alphabet)
+    task = worked_task(make_task(config.task.name, **config.task.params))
+    tokenizer = character_tokenizer(task.alphabet)
     return new_model(config, tokenizer).eval(), tokenizer
 
 
