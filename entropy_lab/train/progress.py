@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ class Progress:
         self._seconds: deque[float] = deque(maxlen=20)
         self._live: Live | None = None
         self._fifth = -1
+        self._evaluated = ""
         self._warmup_started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -64,6 +65,15 @@ class Progress:
         if done == total:
             self._fifth = -1
 
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of evals.parquet: the largest k of each benchmark stays in the line."""
+        last = {row["benchmark"]: row for row in sorted(rows, key=lambda row: row["k"])}
+        self._evaluated = "".join(
+            f" · {name} avg@{row['samples']} {row['avg_at_k']:.3f} pass@{row['k']} "
+            f"{row['pass_at_k']:.3f}"
+            for name, row in last.items()
+        )
+
     def step(self, metrics: Mapping[str, Any], step: int, total: int) -> None:
         """One line of metrics after optimizer step `step` of `total` (counted from 1)."""
         self._seconds.append(float(metrics["time_step"]))
@@ -71,7 +81,7 @@ class Progress:
         self._show(
             step,
             total,
-            f"{self._numbers(metrics, step, total)} · {_clock(left)} left",
+            f"{self._numbers(metrics, step, total)}{self._evaluated} · {_clock(left)} left",
             alarm_text(metrics),
         )
 

@@ -65,6 +65,8 @@ class WorkedTask(ABC):
 
     def benchmarks(self, n: int) -> dict[str, list[Problem]]:
         """n held-out problems, the same in every run of equal task settings."""
+        if not n:
+            raise ConfigError(f"task {self.name} makes its problems up: ask for at least one")
         return {f"{self.name}_heldout": held_out_problems(self, n)}
 
 
