@@ -64,5 +64,10 @@ def guessing(*more: str) -> SimpleNamespace:
     tokenizer = character_tokenizer(task.alphabet)
     model = Flat(len(tokenizer))
     return SimpleNamespace(
-        config=config, task=task, tokenizer=tokenizer, model=model, engine=Guesser(tokenizer, task)
+        config=config,
+        task=task,
+        source=task,
+        tokenizer=tokenizer,
+        model=model,
+        engine=Guesser(tokenizer, task),
     )

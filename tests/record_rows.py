@@ -70,6 +70,8 @@ def eval_rows(step: int, benchmark: str = "sums", mean: float = 0.5) -> list[dic
     """One evaluation: two rows, of which the second has no standard error."""
     shared = {"benchmark": benchmark, "step": step, "n": 3, "samples": 4, "entropy": 0.1 * step}
     shared |= {"temperature": 0.7, "top_p": 1.0, "max_tokens": 9, "avg_at_k": mean}
+    ends = ("avg_at_k_lo", "avg_at_k_hi", "pass_at_k_lo", "pass_at_k_hi")
+    shared |= dict(zip(ends, (0.1, 0.9, 0.2, 0.8), strict=True))
     numbers = [(1, mean, 0.25), (2, 0.75, None)]
     return [shared | {"k": k, "pass_at_k": p, "pass_at_k_se": se} for k, p, se in numbers]
 

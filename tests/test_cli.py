@@ -78,7 +78,7 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     [
         ("predictors", ["cov", "softmax_state"]),
         ("figures", ["predicted_vs_actual", "calibration", "quadrants"]),
-        ("tasks", ["arithmetic", "countdown"]),
+        ("tasks", ["arithmetic", "countdown", "data"]),
     ],
 )
 def test_list_names_what_it_lists_in_one_line_each(what: str, names: list[str]) -> None:

@@ -16,8 +16,9 @@ import torch
 from entropy_lab.errors import ConfigError
 from entropy_lab.record.schema import eval_schema
 from entropy_lab.train.config import Config, load_config
-from entropy_lab.train.evaluate import evaluate, pass_at_k, pass_rows
+from entropy_lab.train.evaluate import evaluate
 from entropy_lab.train.model import new_model
+from entropy_lab.train.pass_at_k import interval, pass_at_k, pass_rows
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout import HFEngine, Responses
 from entropy_lab.train.tasks import make_task
@@ -74,13 +75,42 @@ def test_impossible_counts_are_refused(n: int, c: int, k: int) -> None:
 
 def test_rows_are_means_over_problems_with_their_standard_error() -> None:
     """Three problems with 0, 1 and 4 right of 4, worked by hand: pass@2 is 0, 1/2 and 1."""
-    rows = pass_rows([0, 1, 4], samples=4, max_k=4)
+    rows = pass_rows([0, 1, 4], samples=4, ks=[1, 2, 4])
     assert [r["k"] for r in rows] == [1, 2, 4] and {r["n"] for r in rows} == {3}
     means = [(0 + 1 / 4 + 1) / 3, (0 + 1 / 2 + 1) / 3, (0 + 1 + 1) / 3]
     assert [r["pass_at_k"] for r in rows] == pytest.approx(means, rel=1e-15)
     assert rows[1]["pass_at_k_se"] == pytest.approx(0.5 / 3**0.5, rel=1e-15)
-    assert [r["k"] for r in pass_rows([1], samples=9, max_k=7)] == [1, 2, 4]
-    assert pass_rows([1], samples=9, max_k=1)[0]["pass_at_k_se"] is None
+    assert {r["avg_at_k"] for r in rows} == {5 / 12}
+    [one] = pass_rows([1], samples=9, ks=[7])
+    assert one["pass_at_k"] == pytest.approx(7 / 9)  # the right one is among 7 of 9
+    assert one["pass_at_k_se"] is one["pass_at_k_lo"] is one["avg_at_k_hi"] is None
+
+
+def test_the_interval_over_problems_is_near_the_normal_one_and_covers() -> None:
+    """For 400 problems within 5 % of 1.96 standard errors; over 300 draws of 25 it covers 95 %."""
+    rng = np.random.default_rng(1)
+    values = rng.beta(2, 3, 400)
+    low, high = interval(values)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.05 * 2 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.05 * 2 * half)
+    assert interval(values) == (low, high) != interval(values, seed=1)
+    hits = 0
+    for _ in range(300):
+        low, high = interval(rng.beta(2, 3, 25))
+        hits += low <= 0.4 <= high
+    assert 0.91 <= hits / 300 <= 0.98  # four standard errors of the simulation are 0.05
+    assert interval(np.zeros(9)) == interval(np.ones(1)) == (None, None)
+
+
+def test_any_list_of_k_and_rows_in_its_order() -> None:
+    parts = guessing("eval.problems=20", "eval.samples=24", "eval.k=[24, 3, 10, 3]")
+    rows = evaluate(parts, step=0)
+    assert [r["k"] for r in rows] == [3, 10, 24]
+    right = [sum(drawn) for drawn in parts.engine.counts.values()]
+    for row in rows:
+        by_hand = [1 - math.comb(24 - c, row["k"]) / math.comb(24, row["k"]) for c in right]
+        assert row["pass_at_k"] == pytest.approx(np.mean(by_hand), rel=1e-12)
 
 
 # --- the whole evaluation, with a model and an engine that are known -----------------------------
@@ -135,7 +165,9 @@ def test_the_engine_is_asked_as_the_settings_say() -> None:
     assert (row["temperature"], row["top_p"], row["max_tokens"]) == (0.6, 1.0, 9)
     wide = guessing(*settings, "train.minibatches=1", "eval.samples=32")
     assert evaluate(wide, 0)[0]["max_tokens"] == 12  # that of [rollout]
-    assert [c["prompts"] for c in wide.engine.calls] == [1] * 7
+    # More samples than the 20 responses that fit at a time are drawn in rounds.
+    assert [(c["prompts"], c["n"]) for c in wide.engine.calls] == [(1, 20), (1, 12)] * 7
+    assert len({c["seed"] for c in wide.engine.calls}) == 14
 
 
 def test_problems_are_held_out_and_the_same_in_every_run() -> None:
@@ -160,7 +192,12 @@ def sampling(config: Config) -> SimpleNamespace:
     tokenizer = character_tokenizer(task.alphabet)
     model = new_model(config, tokenizer).eval()
     return SimpleNamespace(
-        config=config, task=task, tokenizer=tokenizer, model=model, engine=HFEngine()
+        config=config,
+        task=task,
+        source=task,
+        tokenizer=tokenizer,
+        model=model,
+        engine=HFEngine(),
     )
 
 
@@ -232,9 +269,16 @@ def test_the_entropy_is_at_temperature_one_whatever_drew_the_responses() -> None
             "eval.max_k = 8 is more than eval.samples = 4",
         ),
         (
-            ["eval.top_p=0.9"],
-            "eval.top_p = 0.9: the engine 'hf' samples from the whole softmax alone, so leave it "
-            "at 1.0",
+            ["eval.k=[1, 100]"],
+            "eval.k = 100 is more than eval.samples = 64: pass@k needs at least k samples of each "
+            "problem, so raise eval.samples or lower eval.k",
+        ),
+        (["eval.k=[0]"], "eval.k.0 must be greater than or equal to 1, got 0"),
+        (["eval.k=[2]", "eval.max_k=4"], "eval.k = [2] and eval.max_k = 4 both say which pass@k"),
+        (
+            ["eval.temperature=0"],
+            "eval.temperature = 0 takes the likeliest response, of which there is one: set "
+            "eval.samples to 1, not 64",
         ),
         (
             ["eval.every=5"],
@@ -248,7 +292,7 @@ def test_the_entropy_is_at_temperature_one_whatever_drew_the_responses() -> None
         ),
         (["eval.every=-1"], "eval.every must be greater than or equal to 0, got -1"),
         (["eval.samples=0"], "eval.samples must be greater than or equal to 1, got 0"),
-        (["eval.temperature=0"], "eval.temperature must be greater than 0, got 0"),
+        (["eval.temperature=-1"], "eval.temperature must be greater than or equal to 0, got -1"),
         (["eval.evry=5"], "unknown key eval.evry; did you mean every?"),
     ],
 )

@@ -17,6 +17,7 @@ LAST = 20
 # DESIGN §6, then what this version adds.
 CONTRACT = ["benchmark", "step", "n", "k", "avg_at_k", "pass_at_k", "temperature", "top_p"]
 CONTRACT += ["max_tokens", "samples", "entropy", "pass_at_k_se"]
+CONTRACT += ["avg_at_k_lo", "avg_at_k_hi", "pass_at_k_lo", "pass_at_k_hi"]
 
 
 @pytest.fixture

@@ -10,13 +10,22 @@ import pytest
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.config import load_config
 from entropy_lab.train.model import model_hash
-from entropy_lab.train.tasks import TASKS, Arithmetic, Countdown, Problem, make_task
+from entropy_lab.train.tasks import (
+    TASKS,
+    Arithmetic,
+    Countdown,
+    Problem,
+    WorkedTask,
+    make_task,
+)
 from entropy_lab.train.tasks.split import is_held_out
 from entropy_lab.train.tokenizer import character_tokenizer
 from entropy_lab.train.warmup import _batch
 
+WORKED = sorted(name for name, task in TASKS.items() if issubclass(task, WorkedTask))
 
-@pytest.fixture(params=sorted(TASKS))
+
+@pytest.fixture(params=WORKED)
 def task(request: pytest.FixtureRequest):
     return make_task(request.param, held_out_share=0.1)
 

@@ -12,11 +12,11 @@ import pytest
 from entropy_lab import cli, load
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.record import open_run
-from entropy_lab.train import evaluate as evaluate_module
 from entropy_lab.train import loop
 from entropy_lab.train.interrupt import StopRequest
 from entropy_lab.train.launch import run_training
 from entropy_lab.train.rescore import open_rescorer
+from entropy_lab.train.tasks import worked as worked_module
 from tiny import TINY, assert_same_run
 
 SPLIT = [*TINY, "task.held_out_share=0.3"]
@@ -66,7 +66,7 @@ def test_training_does_not_depend_on_the_evaluation(whole: Path, tmp_path: Path)
 
 def test_no_response_of_the_run_is_to_a_held_out_problem(whole: Path, tmp_path: Path) -> None:
     asked: list[str] = []
-    original = evaluate_module.held_out_problems
+    original = worked_module.held_out_problems
 
     def noted(task, n):
         found = original(task, n)
@@ -74,7 +74,7 @@ def test_no_response_of_the_run_is_to_a_held_out_problem(whole: Path, tmp_path: 
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_module, "held_out_problems", noted)
+        patch.setattr(worked_module, "held_out_problems", noted)
         run_training(None, [*EVALS, "train.rollouts=1"], tmp_path / "run")
     run = load(whole)
     trained = set(run.samples()["prompt"])

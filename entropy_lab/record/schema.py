@@ -93,19 +93,41 @@ SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "prompt": (pa.string(), "", "prompt text"),
     "response": (pa.string(), "", "response text"),
 }
+# Null where there is no spread over problems, and in files of versions before these columns.
+EVAL_INTERVALS: dict[str, tuple[pa.DataType, str, str]] = {
+    f"{name}_{end}": (pa.float64(), "", f"{end} end of the 95 % interval of {name} over problems")
+    for name in ("avg_at_k", "pass_at_k")
+    for end in ("lo", "hi")
+}
 EVAL_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
-    "benchmark": (pa.string(), "", "which problems: <task>_heldout of the run's own task"),
+    "benchmark": (pa.string(), "", "which problems: <task>_heldout, or the name of a file"),
     "step": (pa.int64(), "steps", "optimizer steps taken before the evaluation"),
     "n": (pa.int64(), "", "problems, the same ones in every evaluation"),
     "k": (pa.int64(), "", "responses of which one has to be right"),
-    "avg_at_k": (pa.float64(), "", "mean reward of a response, over all samples"),
+    "avg_at_k": (pa.float64(), "", "share of right responses, over all samples"),
     "pass_at_k": (pa.float64(), "", "mean over problems of 1 - C(samples-c, k)/C(samples, k)"),
     "pass_at_k_se": (pa.float64(), "", "standard error of pass_at_k over problems, null for n = 1"),
-    "temperature": (pa.float64(), "", "temperature the responses were sampled at"),
+    "temperature": (pa.float64(), "", "sampled at; 0: the likeliest token each time"),
     "top_p": (pa.float64(), "", "probability mass they were sampled from"),
     "max_tokens": (pa.int64(), "tokens", "length limit of a response"),
     "samples": (pa.int64(), "", "responses to each problem"),
     "entropy": (pa.float64(), "nats", "token mean of softmax(logits), at temperature 1"),
+    **EVAL_INTERVALS,
+}
+# One row per response of an evaluation.
+ANSWER_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
+    "problem": (pa.int64(), "", "number of the problem within its benchmark"),
+    "sample": (pa.int64(), "", "number of the response to it"),
+    "prompt_id": (pa.int64(), "", "problem that the prompt states"),
+    "reward": (pa.float64(), "", "reward of the response"),
+    "accuracy": (pa.float64(), "", "1 where the response is right"),
+    "length": (pa.int32(), "tokens", "response tokens, end token included"),
+    "truncated": (pa.bool_(), "", "the response met the length limit"),
+    "entropy": (pa.float64(), "nats", "sum over its tokens of the entropy of softmax(logits)"),
+    "data_source": (pa.string(), "", "where the problem is from, as its row says"),
+    "prompt": (pa.string(), "", "prompt text"),
+    "answer": (pa.string(), "", "ground truth"),
+    "response": (pa.string(), "", "response text"),
 }
 # Few distinct values: a dictionary beats every other encoding. Anywhere else it costs time and
 # bytes (five times slower and a third larger for floats).
@@ -164,6 +186,12 @@ def sample_schema() -> pa.Schema:
 def eval_schema() -> pa.Schema:
     """The schema of evals.parquet: one row for each k of an evaluation."""
     fields = [_field(n, t, u, m) for n, (t, u, m) in EVAL_COLUMNS.items()]
+    return pa.schema(fields, {f"{FOOTER}schema_version": str(SCHEMA_VERSION)})
+
+
+def answer_schema() -> pa.Schema:
+    """The schema of the responses of an evaluation, one row each."""
+    fields = [_field(n, t, u, m) for n, (t, u, m) in ANSWER_COLUMNS.items()]
     return pa.schema(fields, {f"{FOOTER}schema_version": str(SCHEMA_VERSION)})
 
 

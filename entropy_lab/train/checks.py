@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def check_together(config: Config) -> None:
     """Raise ConfigError for the first settings that do not fit, naming all that take part."""
     from entropy_lab.interventions import make_method
-    from entropy_lab.train.tasks import make_task
+    from entropy_lab.train.tasks import make_task, worked_task
 
     responses = config.rollout.prompts * config.rollout.group_size
     if responses % config.train.minibatches:
@@ -29,6 +29,8 @@ def check_together(config: Config) -> None:
         )
     _check_model(config)
     task = make_task(config.task.name, **config.task.params)
+    if not config.model.path:
+        worked_task(task)
     make_method(config.method.name, **config.method.params)
     _check_eval(config, task)
 
@@ -47,23 +49,26 @@ def _check_model(config: Config) -> None:
 
 
 def _check_eval(config: Config, task: Task) -> None:
-    from entropy_lab.train.tasks import held_out_problems
-
     e = config.eval
-    if e.max_k > e.samples:
+    if e.k and e.max_k:
         raise ConfigError(
-            f"eval.max_k = {e.max_k} is more than eval.samples = {e.samples}: pass@k needs at "
-            "least k samples of each problem, so raise eval.samples or lower eval.max_k"
+            f"eval.k = {e.k} and eval.max_k = {e.max_k} both say which pass@k: set one of them"
         )
-    if e.top_p < 1:
+    for name, k in (("max_k", e.max_k), ("k", max(e.k, default=0))):
+        if k > e.samples:
+            raise ConfigError(
+                f"eval.{name} = {k} is more than eval.samples = {e.samples}: pass@k needs at least "
+                f"k samples of each problem, so raise eval.samples or lower eval.{name}"
+            )
+    if not e.temperature and e.samples > 1:
         raise ConfigError(
-            f"eval.top_p = {e.top_p}: the engine {config.rollout.engine!r} samples from the whole "
-            "softmax alone, so leave it at 1.0"
+            f"eval.temperature = 0 takes the likeliest response, of which there is one: set "
+            f"eval.samples to 1, not {e.samples}"
         )
     if not e.every:
         return
     try:
-        held_out_problems(task, e.problems)
+        task.check_evaluable(e.problems)
     except ConfigError as error:
         raise ConfigError(
             f"eval.every = {e.every} needs eval.problems = {e.problems} held-out problems, but "

@@ -136,7 +136,8 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
     except ConfigError:
         # Nothing was trained: the directory stays free for the corrected settings.
         if checkpoint is None and open_run(run_dir).last_step is None:
-            (run_dir / "run.json").unlink()
+            for name in ("run.json", "metrics.jsonl"):
+                (run_dir / name).unlink(missing_ok=True)
         raise
     except Exception:
         _mark(run_dir, "failed")

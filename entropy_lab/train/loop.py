@@ -42,7 +42,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     memory: State = state.get("method", parts.method.initial_state())
     with probe, stop_request() as stop:
         tensors = fix_probe_set(parts, tensors)
-        time_eval = 0.0 if state else evaluate_if_due(parts, run_dir)
+        time_eval = 0.0 if state else evaluate_if_due(parts, run_dir, progress)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
             started = time.perf_counter()
             scored = draw_rollout(parts, rollout)
@@ -58,7 +58,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 later = steps[age + 1] if age + 1 < minibatches else []
                 memory = update(parts, micros, later, rollout, memory)
                 now = time.perf_counter()
-                time_eval += evaluate_if_due(parts, run_dir)
+                time_eval += evaluate_if_due(parts, run_dir, progress)
                 metrics = probe.commit(
                     **response_means(micros),
                     **(scored.facts or {}),
@@ -73,7 +73,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             last = rollout + 1 == config.train.rollouts
             if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
                 probe.flush()
-                state = {"step": probe.step, "rollout": rollout + 1}
+                state = {"step": probe.step, "rollout": rollout + 1, "drawn": parts.drawn}
                 state |= {"alarm": alarm.to_dict(), "method": memory}
                 keep = config.train.keep_checkpoints
                 save_checkpoint(

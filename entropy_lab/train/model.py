@@ -17,7 +17,7 @@ from entropy_lab.errors import RunError
 from entropy_lab.train.config import Config
 from entropy_lab.train.pretrained import no_bars, open_pretrained, prepared
 from entropy_lab.train.randomness import seeded
-from entropy_lab.train.tasks import Task, make_task
+from entropy_lab.train.tasks import make_task, worked_task
 from entropy_lab.train.tokenizer import character_tokenizer
 from entropy_lab.train.warmup import OnIteration, warm_up
 
@@ -48,7 +48,8 @@ def skeleton(config: Config) -> tuple[Any, Any]:
     """The model to load weights into; the one made here needs no warm-up for that."""
     if config.model.path:
         return load_model(config)
-    tokenizer = character_tokenizer(make_task(config.task.name, **config.task.params).alphabet)
+    task = worked_task(make_task(config.task.name, **config.task.params))
+    tokenizer = character_tokenizer(task.alphabet)
     return prepared(new_model(config, tokenizer), tokenizer, config.model), tokenizer
 
 
@@ -100,7 +101,7 @@ def cached_folder(config: Config) -> Path:
 
 
 def _make(config: Config, folder: Path, progress: OnIteration | None) -> None:
-    task: Task = make_task(config.task.name, **config.task.params)
+    task = worked_task(make_task(config.task.name, **config.task.params))
     tokenizer = character_tokenizer(task.alphabet)
     model = new_model(config, tokenizer)
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
+from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config
 from entropy_lab.train.draws import draw_prompts
@@ -21,15 +22,19 @@ from entropy_lab.train.layout import Layout
 from entropy_lab.train.model import load_model
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
+from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rollout import ENGINES, HFEngine, RolloutEngine
-from entropy_lab.train.tasks import Problem, Task, make_task
+from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
 from entropy_lab.train.trainable import lost_to_rounding
 
 
 @dataclass
 class Parts:
-    """What a run is made of, built once from its settings."""
+    """What a run is made of, built once from its settings.
+
+    drawn: how many problems each stream has given so far, part of the state of a run.
+    """
 
     config: Config
     task: Task
@@ -40,11 +45,18 @@ class Parts:
     optimizer: torch.optim.Optimizer
     engine: RolloutEngine
     probe: Probe
+    drawn: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def source(self) -> Source:
+        """The task's problems, read when they are first needed; a replay needs none."""
+        return self.task.source(partial(encode_prompt, self.tokenizer))
 
     def draw(self, prompts: int, name: str, number: int) -> list[Problem]:
-        """Fresh problems: a function of the seed, the name and the number."""
-        rng = random.Random(f"{self.config.run.seed} {name} problems {number}")
-        return self.task.problems(prompts, rng)
+        """The next problems of a stream: a function of seed, name, number and how many before."""
+        first = self.drawn.get(name, 0)
+        self.drawn[name] = first + prompts
+        return self.source.draw(prompts, Place(self.config.run.seed, name, number, first))
 
     def sample(self, prompts: int, name: str, number: int) -> Scored:
         """Responses to fresh problems with their rewards: a function of weights and seed."""
@@ -118,7 +130,7 @@ def build(
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
     if line := rounding_note(config, params):
-        progress.note(line)
+        progress.say(line)
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
@@ -126,6 +138,8 @@ def build(
     if isinstance(engine, HFEngine) and config.train.rollout_correction != "none":
         engine = HFEngine(logp=True)
     parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
+    parts.drawn.update(state.get("drawn", {}))
+    read_data(parts, run_dir, state, progress)
     return parts, state, tensors
 
 
@@ -145,6 +159,25 @@ def rounding_note(config: Config, params: list[nn.Parameter]) -> str:
         f"model.dtype = bfloat16: a step of optimizer.lr = {lr:g} is lost to rounding in "
         f"{lost:.0%} of the weights; model.dtype = float32 with model.autocast = bfloat16 keeps it"
     )
+
+
+def read_data(parts: Parts, run_dir: Path, state: dict[str, Any], progress: Progress) -> None:
+    """Read the files of a task that has some: said in a line, and kept in run.json as "data".
+
+    Raises RunError where a run goes on that had other problems before.
+    """
+    facts = parts.source.facts
+    if not facts:
+        return
+    before = (read_info(run_dir).get("data") or {}).get("fingerprint", facts["fingerprint"])
+    if state and facts["fingerprint"] != before:
+        raise RunError(
+            "the training problems are not those that the run began with (fingerprint "
+            f"{facts['fingerprint']}, then {before}): put the files of task.train back as they "
+            "were, or start anew"
+        )
+    update_info(run_dir, data=dict(facts))
+    progress.say(parts.source.summary)
 
 
 def make_optimizer(config: Config, params: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +33,7 @@ class Progress:
         self._live: Live | None = None
         self._fifth = -1
         self._said: set[str] = set()
+        self._evaluated = ""
         self._warmup_started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -50,6 +51,10 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the live ones."""
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def warmup(self, done: int, total: int, loss: float) -> None:
         """Iterations of the warm-up: shown while the model is made, which happens once."""
         if done == 1:
@@ -61,15 +66,20 @@ class Progress:
         if done == total:
             self._fifth = -1
 
-    def note(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(text, soft_wrap=True, highlight=False)
-
     def say_once(self, texts: Mapping[str, str]) -> None:
         """A line for each kind that has not been told before."""
         for kind in (k for k in texts if k not in self._said):
             self.console.print(texts[kind], soft_wrap=True, highlight=False)
         self._said |= texts.keys()
+
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of evals.parquet: the largest k of each benchmark stays in the line."""
+        last = {row["benchmark"]: row for row in sorted(rows, key=lambda row: row["k"])}
+        self._evaluated = "".join(
+            f" · {name} avg@{row['samples']} {row['avg_at_k']:.3f} pass@{row['k']} "
+            f"{row['pass_at_k']:.3f}"
+            for name, row in last.items()
+        )
 
     def step(self, metrics: Mapping[str, Any], step: int, total: int) -> None:
         """One line of metrics after optimizer step `step` of `total` (counted from 1)."""
@@ -78,7 +88,7 @@ class Progress:
         self._show(
             step,
             total,
-            f"{self._numbers(metrics, step, total)} · {_clock(left)} left",
+            f"{self._numbers(metrics, step, total)}{self._evaluated} · {_clock(left)} left",
             alarm_text(metrics),
         )
 

@@ -179,14 +179,16 @@ class ProbeConfig:
 class EvalConfig:
     """Evaluation on held-out problems of the task, before, after and every `every` rollouts.
 
-    every 0: never. samples: responses to each of `problems` problems; max_k: pass@k for k = 1, 2,
-    4, ... up to it (0: up to samples); max_tokens 0: that of [rollout].
+    every 0: never. problems: how many (of data: at most that many of each validation file, 0 for
+    all). samples: responses to each; temperature 0: the likeliest one. k: those of pass@k; empty:
+    1, 2, 4, ... up to max_k (0: up to samples); max_tokens 0: that of [rollout].
     """
 
     every: Count = 0
-    problems: Positive = 64
+    problems: Count = 64
     samples: Positive = 64
+    k: list[Positive] = field(default_factory=list)
     max_k: Count = 0
-    temperature: Rate = 1.0
+    temperature: NonNegative = 1.0
     top_p: PositiveShare = 1.0
     max_tokens: Count = 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from entropy_lab.train.config import ModelConfig
-from entropy_lab.train.tasks import Task
+from entropy_lab.train.tasks import WorkedTask
 
 IGNORED = -100
 
@@ -19,7 +19,11 @@ OnIteration = Callable[[int, int, float], None]
 
 
 def warm_up(
-    model: Any, tokenizer: Any, task: Task, config: ModelConfig, progress: OnIteration | None = None
+    model: Any,
+    tokenizer: Any,
+    task: WorkedTask,
+    config: ModelConfig,
+    progress: OnIteration | None = None,
 ) -> float:
     """Train `model` in place on corrupted traces; the mean loss of the last tenth, nats per token.
 
@@ -63,7 +67,7 @@ def _rate(done: int, total: int, config: ModelConfig) -> float:
 
 
 def _batch(
-    tokenizer: Any, task: Task, config: ModelConfig, rng: random.Random
+    tokenizer: Any, task: WorkedTask, config: ModelConfig, rng: random.Random
 ) -> tuple[Tensor, Tensor]:
     """Prompt, trace and EOS, right-padded; labels (B, T) are IGNORED on prompt and padding."""
     rows, labels = [], []

@@ -73,6 +73,9 @@ class Responses:
 class RolloutEngine(Protocol):
     """Samples n responses a prompt from softmax(logits / temperature), nothing cut off.
 
+    For evaluation alone, top_p < 1 keeps the likeliest tokens that reach this probability, and
+    temperature 0 takes the likeliest token each time.
+
     A pure function of the weights and the seed; the global random state and the model's
     training flag are left as found.
     """
@@ -85,4 +88,5 @@ class RolloutEngine(Protocol):
         max_tokens: int,
         temperature: float,
         seed: int,
+        top_p: float = 1.0,
     ) -> Responses: ...

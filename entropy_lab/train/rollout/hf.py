@@ -34,6 +34,7 @@ class HFEngine:
         max_tokens: int,
         temperature: float,
         seed: int,
+        top_p: float = 1.0,
     ) -> Responses:
         """n responses to each prompt (token ids); see `RolloutEngine`.
 
@@ -41,7 +42,10 @@ class HFEngine:
         """
         if not all(prompts):
             raise ValueError("a prompt has no tokens: generation needs at least one")
-        with _sampling(model, max_tokens, temperature) as settings, seeded(seed, model.device):
+        with (
+            _sampling(model, max_tokens, temperature, top_p) as settings,
+            seeded(seed, model.device),
+        ):
             prompt_id, prompt_mask = _left_pad(prompts, settings.pad_token_id, model.device)
             cache = _read_prompts(model, prompt_id, prompt_mask, n)
             prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
@@ -91,18 +95,17 @@ class SampledLogp:
 
 
 @contextmanager
-def _sampling(model: Any, max_tokens: int, temperature: float) -> Iterator[Any]:
+def _sampling(model: Any, max_tokens: int, temperature: float, top_p: float) -> Iterator[Any]:
     """Plain sampling settings, with the model in eval mode and its own settings set aside."""
     from transformers import GenerationConfig
 
     own = model.generation_config
     eos = own.eos_token_id
     eos = [eos] if isinstance(eos, int) else list(eos or [])
+    drawn = {"temperature": temperature, "top_k": 0, "top_p": top_p} if temperature else {}
     settings = GenerationConfig(
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
+        do_sample=temperature != 0,
+        **drawn,
         max_new_tokens=max_tokens,
         eos_token_id=eos,
         pad_token_id=own.pad_token_id if own.pad_token_id is not None else (eos or [0])[0],

@@ -10,13 +10,16 @@ from pydantic import ValidationError
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.messages import explain, nearest
 from entropy_lab.train.tasks.arithmetic import Arithmetic
-from entropy_lab.train.tasks.base import Problem, Prompt, Task, prompt_text
+from entropy_lab.train.tasks.base import Encode, Place, Problem, Prompt, Source, Task, prompt_text
 from entropy_lab.train.tasks.countdown import Countdown
+from entropy_lab.train.tasks.data import Data
 from entropy_lab.train.tasks.split import held_out_problems
+from entropy_lab.train.tasks.worked import WorkedTask, worked_task
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
+    "data": Data,
 }
 
 
@@ -39,10 +42,16 @@ __all__ = [
     "TASKS",
     "Arithmetic",
     "Countdown",
+    "Data",
+    "Encode",
+    "Place",
     "Problem",
     "Prompt",
+    "Source",
     "Task",
+    "WorkedTask",
     "held_out_problems",
     "make_task",
     "prompt_text",
+    "worked_task",
 ]

@@ -16,10 +16,11 @@ from entropy_lab.train.tasks.split import (
     nothing_to_train_on,
     refuse_no_split,
 )
+from entropy_lab.train.tasks.worked import WorkedTask
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class Arithmetic:
+class Arithmetic(WorkedTask):
     """a + b with `digits` digits each: "47+85=" is answered by "12;13;132".
 
     The steps are 7+5 = 12, then 4+8 and the carry = 13, then the answer; a step builds on what

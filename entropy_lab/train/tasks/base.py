@@ -1,14 +1,15 @@
-"""What every task offers: problems, the reward of a response, and worked traces for the warm-up."""
+"""What every task offers: problems to draw, benchmarks to evaluate on, and a reward."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 # What the model is asked: text as it stands, or a chat of {"role": ..., "content": ...}.
 Prompt = str | tuple[Mapping[str, str], ...]
+# The token ids of a prompt, by the model's own tokenizer.
+Encode = Callable[[Prompt], list[int]]
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,55 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a draw of problems stands, which is all that it may depend on.
+
+    seed: run.seed; name: the stream ("rollout", "fixed"); number: of the draw within it; first:
+    how many problems of the stream were drawn before.
+    """
+
+    seed: int
+    name: str
+    number: int
+    first: int
+
+
+class Source(Protocol):
+    """The problems of a task, at hand."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What run.json keeps of them as "data"; empty for problems that are made up."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for the user, "" for none."""
+        ...
+
+    def draw(self, n: int, place: Place) -> list[Problem]:
+        """n training problems: a function of the settings and the place alone."""
+        ...
+
+    def benchmarks(self, n: int) -> dict[str, list[Problem]]:
+        """By name, what the policy is evaluated on; ConfigError where a task has fewer than n."""
+        ...
+
+
 class Task(Protocol):
-    """alphabet: every character of prompts and traces; max_tokens: the longest trace with EOS."""
+    """Settings that name problems and grade them; nothing is read before `source`."""
 
     name: ClassVar[str]
 
-    @property
-    def alphabet(self) -> str: ...
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def problems(self, n: int, rng: random.Random) -> list[Problem]:
-        """n training problems, distinct as long as there are enough of them."""
+    def source(self, encode: Encode) -> Source:
+        """Its problems; `encode` tells which prompts are too long."""
         ...
 
-    def held_out(self, n: int, rng: random.Random) -> list[Problem]:
-        """n distinct problems that `problems` never draws; ConfigError where there are fewer."""
+    def check_evaluable(self, n: int) -> None:
+        """Raise ConfigError where it cannot be evaluated on n problems; nothing is read."""
         ...
 
     def reward(self, response: str, problem: Problem) -> float:
         """1.0 for a right response, else 0.0; any text is allowed."""
-        ...
-
-    def trace(self, problem: Problem, rng: random.Random, corrupt: float = 0.0) -> str:
-        """A worked response; each written step is wrong with probability `corrupt`."""
         ...

@@ -19,6 +19,7 @@ from entropy_lab.train.tasks.split import (
     nothing_to_train_on,
     refuse_no_split,
 )
+from entropy_lab.train.tasks.worked import WorkedTask
 
 _LONGEST = 64  # characters; bounds the recursion, and with it the size of every number
 _OPERATORS = "+-*/"
@@ -28,7 +29,7 @@ _REPEATS = 1_000
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class Countdown:
+class Countdown(WorkedTask):
     """`numbers` integers of 1..`largest` and a target that some of them reach.
 
     "3,7,25:54=" asks for an expression such as "(25-7)*3", in which each given number stands at

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.train.tasks.base import Problem, Task
+from entropy_lab.train.tasks.base import Problem
+
+if TYPE_CHECKING:
+    from entropy_lab.train.tasks.worked import WorkedTask
 
 
 def _share(value: float) -> float:
@@ -59,7 +62,7 @@ def nothing_to_train_on(task: str, share: float) -> ConfigError:
     )
 
 
-def held_out_problems(task: Task, n: int) -> list[Problem]:
+def held_out_problems(task: WorkedTask, n: int) -> list[Problem]:
     """The n problems of an evaluation: the same in every run of equal task settings.
 
     Raises ConfigError where the task holds fewer out.

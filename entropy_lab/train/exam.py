@@ -1,0 +1,151 @@
+"""Asking a policy the problems of a benchmark: responses in, a row for each of them out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from entropy_lab.probe.scorer import untouched_rng, without_dropout
+from entropy_lab.train.gather import score_responses
+from entropy_lab.train.layout import Layout
+from entropy_lab.train.pass_at_k import pass_rows
+from entropy_lab.train.policy import make_score, model_inputs
+from entropy_lab.train.prompts import encode_prompt
+from entropy_lab.train.randomness import sampling_seed
+from entropy_lab.train.rollout import Responses, RolloutEngine
+from entropy_lab.train.tasks import Problem, Task, prompt_text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn: `samples` to each problem; temperature 0 takes the likeliest."""
+
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Examinee:
+    """The policy that is asked, and the task that grades it.
+
+    batch: responses drawn at a time; micro_batch, micro_tokens: as in [train], of entropy passes.
+    """
+
+    model: Any
+    tokenizer: Any
+    engine: RolloutEngine
+    task: Task
+    batch: int
+    micro_batch: int
+    autocast: str
+    micro_tokens: int = 0
+
+
+def portions(problems: Sequence[Problem], samples: int, batch: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of the problems that are asked together: `batch` responses, or one problem."""
+    size = max(1, batch // samples)
+    for first in range(0, len(problems), size):
+        yield first, min(first + size, len(problems)) - 1
+
+
+def ask(
+    who: Examinee, problems: Sequence[Problem], first: int, last: int, how: Sampling, step: int
+) -> list[dict[str, Any]]:
+    """The rows of the responses to problems first..last, as in `answer_schema`.
+
+    A pure function of weights, problems, `how` and `step`, which are optimizer steps taken.
+    entropy: the sum over a response's tokens of the entropy of softmax(logits), in nats, whatever
+    temperature drew them.
+    """
+    part = list(problems[first : last + 1])
+    rows: list[dict[str, Any]] = []
+    # More samples than fit at a time are drawn in rounds.
+    for number, done in enumerate(range(0, how.samples, who.batch)):
+        n = min(who.batch, how.samples - done)
+        name = f"eval {step}" + (f" round {number}" if number else "")
+        responses = who.engine.generate(
+            who.model,
+            [encode_prompt(who.tokenizer, p.prompt) for p in part],
+            n=n,
+            max_tokens=how.max_tokens,
+            temperature=how.temperature,
+            seed=sampling_seed(how.seed, name, first),
+            top_p=how.top_p,
+        )
+        texts, rewards, accuracies = graded(who, responses, part)
+        entropy, length = summed_entropy(who, responses), responses.mask.sum(1).tolist()
+        truncated = responses.truncated.tolist()
+        for i, text in enumerate(texts):
+            problem = part[i // n]
+            rows.append(
+                {
+                    "problem": first + i // n,
+                    "sample": done + i % n,
+                    "prompt_id": problem.prompt_id,
+                    "reward": rewards[i],
+                    "accuracy": accuracies[i],
+                    "length": length[i],
+                    "truncated": truncated[i],
+                    "entropy": entropy[i],
+                    "data_source": problem.data_source,
+                    "prompt": prompt_text(problem.prompt),
+                    "answer": answer_text(problem.answer),
+                    "response": text,
+                }
+            )
+    return sorted(rows, key=lambda row: (row["problem"], row["sample"]))
+
+
+def graded(
+    who: Examinee, responses: Responses, problems: list[Problem]
+) -> tuple[list[str], list[float], list[float]]:
+    """(texts, rewards, accuracies) of responses: the one place where evaluation asks for them."""
+    scored = score_responses(responses, problems, who.task, who.tokenizer)
+    reward = scored.reward.double()
+    return scored.texts, reward.tolist(), (reward == 1).double().tolist()
+
+
+def answer_text(answer: Any) -> str:
+    """A ground truth as text, for the log."""
+    return answer if isinstance(answer, str) else json.dumps(answer, default=str)
+
+
+@torch.no_grad()
+def summed_entropy(who: Examinee, responses: Responses) -> list[float]:
+    """Of each response, the sum of the entropies of softmax(logits), nats, at temperature 1."""
+    score = make_score(who.model, 1.0, who.autocast)
+    layout = Layout(who.micro_batch, who.micro_tokens)
+    found = torch.zeros(len(responses.mask), dtype=torch.float64)
+    with untouched_rng(who.model), without_dropout(who.model):
+        for rows in layout.micros(responses, 0, len(responses.mask)):
+            part = layout.cut(responses, rows)
+            entropy = score(model_inputs(part)).entropy  # (B, T)
+            found[rows] = torch.where(part.mask, entropy, 0.0).double().sum(1).cpu()
+    return found.tolist()
+
+
+def summary(
+    benchmark: str, step: int, rows: Sequence[dict[str, Any]], how: Sampling, ks: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The rows of evals.parquet for the responses of a benchmark, one for each k."""
+    right: dict[int, int] = {}
+    for row in rows:
+        right[row["problem"]] = right.get(row["problem"], 0) + int(row["accuracy"] >= 1)
+    shared = {
+        "benchmark": benchmark,
+        "step": step,
+        "temperature": how.temperature,
+        "top_p": how.top_p,
+        "max_tokens": how.max_tokens,
+        "samples": how.samples,
+        "entropy": sum(r["entropy"] for r in rows) / sum(r["length"] for r in rows),
+    }
+    counts = [right[problem] for problem in sorted(right)]
+    return [shared | row for row in pass_rows(counts, how.samples, ks)]
