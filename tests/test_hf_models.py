@@ -67,6 +67,20 @@ def test_a_padded_batch_scores_as_each_row_alone(folder: Any, name: str) -> None
     assert stats.logp[out.mask].std() > 0.2  # far from flat, or this would show nothing
 
 
+def test_a_model_that_takes_neither_positions_nor_a_share_of_the_logits(folder: Any) -> None:
+    """It is asked for neither, and its logits at every position are cut to the same rows."""
+    model = opened(folder("bloom"))  # finds its positions in the mask
+
+    class Older(torch.nn.Module):
+        def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
+            return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    inputs = model_inputs(rollout(model), slice(None))
+    with torch.no_grad():
+        left, right = make_score(model, 1.0)(inputs), make_score(Older(), 1.0)(inputs)
+    assert (left.logp - right.logp)[rollout(model).mask].abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cold_sampling_is_the_argmax_of_plain_forwards(folder: Any, name: str) -> None:
     """The rollout's cache, its copies of prompts and its padding change nothing."""

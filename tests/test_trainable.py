@@ -57,7 +57,9 @@ def opened(base: Path, *more: str) -> Any:
     return load_model(load_config(None, [*SHORT, f"model.path={base}", *more]))[0]
 
 
-def test_a_run_adds_up_and_moves_what_it_may(subset: list[str], base: Path, tmp_path: Path) -> None:
+def test_a_run_adds_up_and_moves_what_it_may(
+    subset: list[str], base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = run_training(None, subset, tmp_path / "run")
     steps, tokens = load(out).steps(), load(out).tokens()
     assert steps["gradient_audit"].max() < 1e-6 and steps["repeat_max"].max() == 0.0
@@ -77,6 +79,9 @@ def test_a_run_adds_up_and_moves_what_it_may(subset: list[str], base: Path, tmp_
         assert torch.equal(before[name], after[name]) == (name not in trained), name
     saved = load_file(sorted((out / "checkpoints").glob("step-*"))[-1] / "optimizer.safetensors")
     assert len({key.split(".")[0] for key in saved}) == len(trained)
+    count = sum(after[name].numel() for name in trained)
+    every = sum(tensor.numel() for tensor in after.values())
+    assert f"trained: {count:,} of {every:,} parameters" in capfd.readouterr().err
 
 
 def _trained(model: Any) -> set[str]:

@@ -129,7 +129,7 @@ def build(
     model, tokenizer = load_model(config, progress.warmup)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
-    if line := rounding_note(config, params):
+    for line in notes(config, model, params):
         progress.say(line)
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
@@ -149,16 +149,22 @@ def on_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def rounding_note(config: Config, params: list[nn.Parameter]) -> str:
-    """Says where half-precision weights are too coarse for the steps of AdamW; else empty."""
+def notes(config: Config, model: nn.Module, params: list[nn.Parameter]) -> list[str]:
+    """What to know about the trained parameters: how many of how many, where some are frozen, and
+    where half-precision weights are too coarse for the steps of AdamW."""
+    lines = []
+    trained, every = (sum(p.numel() for p in ps) for ps in (params, model.parameters()))
+    if trained < every:
+        lines.append(f"trained: {trained:,} of {every:,} parameters")
     lr = config.optimizer.lr
     lost = lost_to_rounding(params, lr) if lr and config.optimizer.name == "adamw" else 0.0
-    if lost < 0.5:
-        return ""
-    return (
-        f"model.dtype = bfloat16: a step of optimizer.lr = {lr:g} is lost to rounding in "
-        f"{lost:.0%} of the weights; model.dtype = float32 with model.autocast = bfloat16 keeps it"
-    )
+    if lost >= 0.5:
+        lines.append(
+            f"model.dtype = bfloat16: a step of optimizer.lr = {lr:g} is lost to rounding in "
+            f"{lost:.0%} of the weights; model.dtype = float32 with model.autocast = bfloat16 "
+            "keeps it"
+        )
+    return lines
 
 
 def read_data(parts: Parts, run_dir: Path, state: dict[str, Any], progress: Progress) -> None:
