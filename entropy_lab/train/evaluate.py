@@ -86,8 +86,8 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def summed_entropy(parts: Parts, responses: Responses) -> float:
     """The sum over response tokens of the entropy of softmax(logits), nats, at temperature 1."""
-    score = make_score(parts.model, 1.0, parts.config.model.autocast)
     train, total = parts.config.train, 0.0
+    score = make_score(parts.model, 1.0, parts.config.model.autocast, train.tiled_head)
     layout = Layout(train.micro_batch, train.micro_tokens)
     with untouched_rng(parts.model), without_dropout(parts.model):
         for rows in layout.micros(responses, 0, len(responses.mask)):

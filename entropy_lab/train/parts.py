@@ -142,7 +142,9 @@ def make_probe(
         model,
         optimizer,
         run_dir,
-        make_score(model, config.rollout.temperature, config.model.autocast),
+        make_score(
+            model, config.rollout.temperature, config.model.autocast, config.train.tiled_head
+        ),
         every=p.every if p.enabled else 0,
         fraction=p.fraction,
         floor_every=p.floor_every,
