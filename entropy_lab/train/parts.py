@@ -91,7 +91,7 @@ class Parts:
         if rules.correction is not None and scored.responses.logp is None:
             raise RunError(
                 f"train.rollout_correction needs the sampler's log-probabilities, which the engine "
-                f"{self.config.rollout.engine!r} does not give: set it to \"none\""
+                f'{self.config.rollout.engine!r} does not give: set it to "none"'
             )
         return make_micros(
             scored,

@@ -83,6 +83,7 @@ def make_score(
     """
     low = None if autocast == "none" else getattr(torch, autocast)
     head = plain_head(model) if tiled else None
+    base: Any = getattr(model, "base_model", None)
     if tiled is True and head is None:
         raise ConfigError(
             "train.tiled_head = true needs logits that are hidden states times a weight, with no "
@@ -104,7 +105,7 @@ def make_score(
                 logits = model(**read, logits_to_keep=steps + 1).logits  # (B, T+1, V)
             return token_stats(logits[:, :-1], inputs.token_id, temperature)
         with torch.autocast(kind, low, enabled=low is not None):
-            hidden = model.base_model(**read).last_hidden_state[:, -steps - 1 : -1]  # (B, T, D)
+            hidden = base(**read).last_hidden_state[:, -steps - 1 : -1]  # (B, T, D)
             # Asked, not taken from `low`: a measurement may have switched autocast off.
             lowered = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if lowered else hidden.dtype
