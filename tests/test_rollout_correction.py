@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 import entropy_lab.train.rollout.hf as hf
 from entropy_lab import load
+from entropy_lab.analysis.audit import audit
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import make_method, plan_step
 from entropy_lab.loss import policy_loss, sampler_weight
@@ -148,6 +150,31 @@ def test_a_planted_offset_shows_in_the_log(tmp_path: Path, monkeypatch: pytest.M
     assert line["rollout_weight_mean"] == pytest.approx(factor, rel=1e-5)
     assert line["rollout_weight_max"] <= 2.0
     assert not {c for c in plain.metrics() if c.startswith("rollout_")}
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("name", ["grpo", "opo"])
+def test_the_audit_finds_the_corrected_gradient_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, name: str
+) -> None:
+    """Buckets, groups left out and a sampler that is off: the run's own method has its c."""
+    real = hf.SampledLogp.of
+    off = torch.linspace(-0.4, 0.9, 12)
+    monkeypatch.setattr(
+        hf.SampledLogp, "of", lambda self, ids: real(self, ids) - off[: ids.shape[1]]
+    )
+    settings = [
+        *TINY, f"method.name={name}", f"train.rollout_correction={level}", "train.rollouts=3",
+        "train.micro_tokens=40", "rollout.dynamic_sampling=true", "rollout.prompts=8",
+    ]  # fmt: skip
+    run = run_training(None, settings, tmp_path / "run")
+    assert load(run).tokens()["weight"].nunique() > 5
+    row = audit(run, [name]).tables["audit"].set_index("method").loc[name]
+    assert row["own"] and row["complete"] and row["distance_run_max"] <= 1e-6
+    info = json.loads((run / "run.json").read_text())
+    info["config"]["train"]["rollout_correction"] = "none"  # and it is the weights that do it
+    (run / "run.json").write_text(json.dumps(info))
+    assert audit(run, [name]).tables["audit"].set_index("method").loc[name, "distance_run"] > 0.01
 
 
 def test_mismatch_by_hand() -> None:

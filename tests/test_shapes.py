@@ -83,6 +83,7 @@ def full_example() -> tuple[Tensor, TokenBatch, TokenStats]:
         rollout_logp=batch.old_logp + 0.01,
         state=state_hash(prompt, prompt > 0, batch.token_id),
         truncated=batch.mask.all(1),
+        rollout_weight=batch.old_logp.exp(),
     )
     return logits, batch, stats
 
@@ -222,6 +223,13 @@ def arguments() -> dict[str, dict[str, Any]]:
         "types._Rows.rows": {"self": stats, "index": torch.tensor([4, 0])},
         "types.TokenStats.detach": {"self": stats},
         "loss.token_share": {"batch": batch, "plan": plan},
+        "loss.sampler_weight": {
+            "old_logp": batch.old_logp,
+            "rollout_logp": batch.rollout_logp,
+            "mask": batch.mask,
+            "level": "token",
+            "cap": 2.0,
+        },
         "loss.policy_loss": {**step, "plan": plan, "share": share},
         "advantages.group_relative": group,
         "advantages.leave_one_out": group,

@@ -51,6 +51,7 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
         micro_batch=config.train.micro_batch,
         autocast=config.model.autocast,
         micro_tokens=config.train.micro_tokens,
+        tiled=config.train.tiled_head,
     )
     max_tokens = e.max_tokens or config.rollout.max_tokens
     how = Sampling(e.samples, e.temperature, e.top_p, max_tokens, config.run.seed)

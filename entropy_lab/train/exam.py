@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -46,6 +46,7 @@ class Examinee:
     micro_batch: int
     autocast: str
     micro_tokens: int = 0
+    tiled: bool | Literal["auto"] = "auto"
 
 
 def portions(problems: Sequence[Problem], samples: int, batch: int) -> Iterator[tuple[int, int]]:
@@ -120,7 +121,7 @@ def answer_text(answer: Any) -> str:
 @torch.no_grad()
 def summed_entropy(who: Examinee, responses: Responses) -> list[float]:
     """Of each response, the sum of the entropies of softmax(logits), nats, at temperature 1."""
-    score = make_score(who.model, 1.0, who.autocast)
+    score = make_score(who.model, 1.0, who.autocast, who.tiled)
     layout = Layout(who.micro_batch, who.micro_tokens)
     found = torch.zeros(len(responses.mask), dtype=torch.float64)
     with untouched_rng(who.model), without_dropout(who.model):

@@ -104,7 +104,7 @@ class Parts:
         if rules.correction is not None and scored.responses.logp is None:
             raise RunError(
                 f"train.rollout_correction needs the sampler's log-probabilities, which the engine "
-                f"{self.config.rollout.engine!r} does not give: set it to \"none\""
+                f'{self.config.rollout.engine!r} does not give: set it to "none"'
             )
         return make_micros(
             scored,
@@ -203,7 +203,9 @@ def make_probe(
         model,
         optimizer,
         run_dir,
-        make_score(model, config.rollout.temperature, config.model.autocast),
+        make_score(
+            model, config.rollout.temperature, config.model.autocast, config.train.tiled_head
+        ),
         every=p.every if p.enabled else 0,
         fraction=p.fraction,
         floor_every=p.floor_every,

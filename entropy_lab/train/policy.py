@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from entropy_lab.probe.scorer import Score
-from entropy_lab.stats import token_stats
+from entropy_lab.errors import ConfigError
+from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
+from entropy_lab.stats import linear_token_stats, token_stats
 from entropy_lab.train.layout import Widths
 from entropy_lab.train.rollout import Responses
 from entropy_lab.types import TokenBatch, TokenStats
@@ -62,26 +64,85 @@ def model_inputs(responses: Responses, rows: slice = slice(None)) -> Inputs:
     )
 
 
-def make_score(model: nn.Module, temperature: float, autocast: str = "none") -> Score:
+# Logits of a pass beyond which "auto" does not hold them, in bytes of float32.
+TILED_ABOVE = 256 * 2**20
+
+
+def make_score(
+    model: nn.Module,
+    temperature: float,
+    autocast: str = "none",
+    tiled: bool | Literal["auto"] = "auto",
+) -> Score:
     """score(inputs) -> TokenStats (B, T) of softmax(logits / temperature) at response tokens.
 
     autocast: the dtype that the model's products run in ("none": that of its weights); the
-    statistics are summed in float32 whatever the logits' dtype.
+    statistics are summed in float32 whatever the logits' dtype. tiled: from hidden states and head,
+    a tile of the logits at a time; "auto" where B x T x V logits take more than 256 MiB and the
+    head is a plain product, so passes of one shape always go one way. Raises ConfigError for
+    tiled=True with another head.
     """
     low = None if autocast == "none" else getattr(torch, autocast)
     known = signature(model.forward).parameters
+    head = plain_head(model) if tiled else None
+    base: Any = getattr(model, "base_model", None)
+    if tiled is True and head is None:
+        raise ConfigError(
+            "train.tiled_head = true needs logits that are hidden states times a weight, with no "
+            f"bias, scale or cap, which {type(model).__name__} does not have: set it to false"
+        )
 
     def score(inputs: Inputs) -> TokenStats:
-        steps = inputs.token_id.shape[1]
-        some = {"position_ids": inputs.position, "logits_to_keep": steps + 1}
-        with torch.autocast(inputs.token_id.device.type, low, enabled=low is not None):
-            logits = model(
-                input_ids=inputs.input_id,
-                attention_mask=inputs.seen,
-                use_cache=False,
-                **{name: value for name, value in some.items() if name in known},
-            ).logits  # (B, T+1, V), or (B, P+T, V) where the model cannot be asked for less
+        rows, steps = inputs.token_id.shape
+        kind = inputs.token_id.device.type
+        read: dict[str, Any] = {
+            "input_ids": inputs.input_id,
+            "attention_mask": inputs.seen,
+            "use_cache": False,
+        }
+        if "position_ids" in known:
+            read["position_ids"] = inputs.position
         # Position t predicts token t+1: the last row predicts past the end.
-        return token_stats(logits[:, -steps - 1 : -1], inputs.token_id, temperature)
+        if head is None or not (tiled is True or _is_large(rows * steps, head)):
+            keep = {"logits_to_keep": steps + 1} if "logits_to_keep" in known else {}
+            with torch.autocast(kind, low, enabled=low is not None):
+                # (B, T+1, V), or (B, P+T, V) where the model cannot be asked for less
+                logits = model(**read, **keep).logits
+            return token_stats(logits[:, -steps - 1 : -1], inputs.token_id, temperature)
+        with torch.autocast(kind, low, enabled=low is not None):
+            hidden = base(**read).last_hidden_state[:, -steps - 1 : -1]  # (B, T, D)
+            # Asked, not taken from `low`: a measurement may have switched autocast off.
+            lowered = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if lowered else hidden.dtype
+        weight = head.weight.to(dtype) if lowered else head.weight
+        return linear_token_stats(hidden.to(dtype), weight, inputs.token_id, temperature)
 
     return score
+
+
+def _is_large(tokens: int, head: nn.Linear) -> bool:
+    return tokens * head.weight.shape[0] * 4 > TILED_ABOVE
+
+
+def plain_head(model: nn.Module) -> nn.Linear | None:
+    """The output head where logits = hidden @ weight.T and nothing else; None where they are not.
+
+    Its parts say so, and one token read shows that no scale comes after (a cap would not show).
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    base: Any = getattr(model, "base_model", None)
+    config = getattr(model, "config", None)
+    config = getattr(config, "get_text_config", lambda: config)()
+    if type(head) is not nn.Linear or head.bias is not None or base in (None, model):
+        return None
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        return None
+    token = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
+    with torch.no_grad(), untouched_rng(model), without_dropout(model):
+        hidden = getattr(base(input_ids=token, use_cache=False), "last_hidden_state", None)
+        if hidden is None:
+            return None
+        logits = model(input_ids=token, use_cache=False).logits
+        same = torch.allclose(logits, head(hidden), rtol=1e-3, atol=1e-6)
+    return head if same else None

@@ -148,7 +148,8 @@ class _Stage:
 
     def _probe(self, optimizer: torch.optim.Optimizer, out: Path, step: int) -> Probe:
         config = self.config
-        score = make_score(self.model, config.rollout.temperature, config.model.autocast)
+        t, train = config.rollout.temperature, config.train
+        score = make_score(self.model, t, config.model.autocast, train.tiled_head)
         return Probe(
             self.model,
             optimizer,

@@ -53,7 +53,8 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     config = config_from_dict(settings, "run.json")
     model, tokenizer = skeleton(config)
     load_checkpoint(path, model)
-    stats = make_score(model, config.rollout.temperature, config.model.autocast)
+    t, train = config.rollout.temperature, config.train
+    stats = make_score(model, t, config.model.autocast, train.tiled_head)
 
     limit = config.rollout.max_prompt_tokens
 

@@ -26,10 +26,11 @@ from entropy_lab.analysis.audit.rebuild import (
 from entropy_lab.analysis.curves import step_rows
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import Method, make_method
+from entropy_lab.loss import CorrectionLevel
 from entropy_lab.record import Run
 from entropy_lab.types import TokenBatch, TokenStats
 
-_SAMPLES = ("uid", "group", "reward", "inclusion_prob", "length", "step")
+_SAMPLES = ("uid", "group", "reward", "inclusion_prob", "length", "step", "trained", "micro")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class Log:
 
     @cached_property
     def samples(self) -> pd.DataFrame | None:
-        """The samples by uid; None where the run has none with groups."""
+        """The samples by uid, without groups that dynamic sampling left out; None where the run
+        has none with groups."""
         try:
             have = self.run.columns("samples")
             if not {"uid", "group", "reward", "length", "step"} <= set(have):
@@ -133,7 +135,17 @@ class Log:
             data = self.run.samples([name for name in _SAMPLES if name in have])
         except RunError:  # an importer may have none
             return None
+        if {"trained", "micro"} <= set(data):
+            data = data[data["micro"].notna() | (data["trained"] != False)]  # noqa: E712  (null)
         return data.drop_duplicates("uid", keep="last").set_index("uid")
+
+    @cached_property
+    def correction(self) -> tuple[CorrectionLevel, float] | None:
+        """Level and cap of the run's importance weights between sampler and trainer."""
+        train = (self.run.info.get("config") or {}).get("train")
+        train = train if isinstance(train, dict) else {}
+        level = train.get("rollout_correction", "none")
+        return None if level == "none" else (level, float(train["rollout_correction_cap"]))
 
     @cached_property
     def seed(self) -> int:
@@ -182,6 +194,7 @@ class Log:
             inclusion=chance if 0 < chance <= 1 else 1.0,
             memory=memory,
             seed=self.seed,
+            correction=self.correction,
         )
 
     def _responses(self, uid: NDArray[np.int64], default: float) -> Responses:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entropy_lab.errors import RunError
+from entropy_lab.loss import CorrectionLevel, sampler_weight
 from entropy_lab.types import HELD_OUT, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
 Columns = Mapping[str, NDArray]
@@ -80,6 +81,7 @@ class StepFacts:
     """What the steps table says: lr, n_tokens (0: unknown), method_* and the run's seed.
 
     inclusion: the chance to be logged of a response that the samples table does not know.
+    correction: level and cap of the weights between sampler and trainer, None for none.
     """
 
     lr: float
@@ -87,6 +89,7 @@ class StepFacts:
     inclusion: float
     memory: dict[str, float]
     seed: int
+    correction: tuple[CorrectionLevel, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,13 +188,19 @@ def rebuild(
 
 def _batch(step: int, rows: _Rows, said: Responses, facts: StepFacts) -> TokenBatch:
     state = rows.columns.get("state")
+    mask = torch.zeros(rows.shape, dtype=torch.bool).index_put(rows.place, torch.tensor(True))
+    old_logp, rollout_logp = rows.padded("old_logp"), rows.known("rollout_logp")
+    weight = None
+    if facts.correction is not None and rollout_logp is not None:
+        weight = sampler_weight(old_logp, rollout_logp, mask, *facts.correction)
     return TokenBatch(
         token_id=rows.padded("token_id"),
-        mask=torch.zeros(rows.shape, dtype=torch.bool).index_put(rows.place, torch.tensor(True)),
+        mask=mask,
         advantage=rows.padded("advantage"),
-        old_logp=rows.padded("old_logp"),
+        old_logp=old_logp,
         old_entropy=rows.known("old_entropy"),
-        rollout_logp=rows.known("rollout_logp"),
+        rollout_logp=rollout_logp,
+        rollout_weight=weight,
         # A loop that gives no states logs zeros.
         state=rows.known("state") if state is not None and state.any() else None,
         uid=torch.tensor(rows.first("uid").astype(np.int64)),
