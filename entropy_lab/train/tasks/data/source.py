@@ -47,7 +47,10 @@ class DataSource:
     @property
     def summary(self) -> str:
         parts = [_counted("train on", self.train)]
-        parts += [_counted("evaluate on", self.validation)] if self.validation else []
+        if self.validation:
+            parts.append(_counted("evaluate on", self.validation))
+            once = sum(len(distinct(p.problems)) for p in self.validation)
+            parts[-1] += f" ({once:,} different ones)"
         bad = [f"{p.path}: {named(p)}" for p in (*self.train, *self.validation) if p.bad]
         return f"data: {'; '.join([*parts, *bad])}"
 
