@@ -17,6 +17,7 @@ from entropy_lab.train.config import Config, config_from_dict
 from entropy_lab.train.launch import is_ours, restored
 from entropy_lab.train.model import load_model, new_model
 from entropy_lab.train.policy import make_score, model_inputs
+from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import make_task, worked_task
 from entropy_lab.train.tokenizer import character_tokenizer
@@ -35,7 +36,8 @@ class Rescorer(NamedTuple):
 def open_rescorer(run_dir: Path | str) -> Rescorer:
     """The newest complete checkpoint of a run of the bundled trainer, at its own temperature.
 
-    Raises RunError where there is none, it is damaged, or another trainer wrote the run.
+    Raises RunError where there is none, it is damaged, or another trainer wrote the run, and
+    ConfigError where the data files of the run, which say how its prompts were chats, are gone.
     """
     path = latest_checkpoint(run_dir)
     if path is None:
@@ -46,6 +48,9 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     config = config_from_dict(settings, "run.json")
     model, tokenizer = skeleton(config)
     load_checkpoint(path, model)
+    task = make_task(config.task.name, **config.task.params)
+    # No prompt is measured: all of them are wanted, those left out for their length as well.
+    chats = task.source(lambda prompt: []).chats
     stats = make_score(model, config.rollout.temperature, config.model.autocast)
 
     def score(
@@ -54,7 +59,7 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
         logp, entropy = [], []
         size = config.train.micro_batch
         for a in range(0, len(prompts), size):
-            ids = [tokenizer.encode(p) for p in prompts[a : a + size]]
+            ids = [encode_prompt(tokenizer, chats.get(p, p)) for p in prompts[a : a + size]]
             responses = _padded(ids, token_ids[a : a + size])
             with torch.no_grad():
                 found = stats(model_inputs(responses, slice(None)))
