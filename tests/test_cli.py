@@ -124,7 +124,7 @@ def test_list_methods_gives_each_its_source_and_its_own_defaults() -> None:
                           "(third-party text)")  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["train", "analyze", "plot", "doctor", "list"])
+@pytest.mark.parametrize("command", ["train", "analyze", "eval", "plot", "doctor", "list"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = RUNNER.invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
@@ -235,7 +235,7 @@ def test_training_without_its_extra_says_what_to_install(
 
 def test_python_dash_m_runs_from_another_folder_without_torch(run: Path, tmp_path: Path) -> None:
     """Reading a log must not wait for torch, and a mistake leaves no traceback."""
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     block = tmp_path / "sitecustomize.py"
     block.write_text(
         "import sys\n"

@@ -171,3 +171,28 @@ def test_seeded_restores_the_state_even_after_an_error() -> None:
         assert torch.equal(torch.rand(3), first)
     with seeded(2):
         assert not torch.equal(torch.rand(3), first)
+
+
+def test_temperature_zero_takes_the_likeliest_token_each_time(policy) -> None:
+    out = HFEngine().generate(policy, PROMPTS, 1, 10, 0.0, 0)
+    for row, prompt in enumerate(PROMPTS):
+        ids = list(prompt)
+        for token in out.token_id[row][out.mask[row]].tolist():
+            assert token == int(conditional(policy, ids, 1.0).argmax())
+            ids.append(token)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.8])
+def test_top_p_samples_from_the_likeliest_tokens_that_reach_it(policy, top_p: float) -> None:
+    """The first token of 2,000 responses against the renormalised nucleus, made by hand."""
+    prompt, n = PROMPTS[0], 2000
+    out = HFEngine().generate(policy, [prompt], n, 1, 0.9, 4, top_p=top_p)
+    p = conditional(policy, prompt, 0.9)
+    order = p.argsort(descending=True)
+    size = int((p[order].cumsum(0) < top_p).sum()) + 1
+    nucleus = order[:size]
+    assert 1 <= size < SIZE
+    counts = torch.bincount(out.token_id[:, 0], minlength=SIZE)
+    assert counts.sum() == counts[nucleus].sum() == n
+    expected = p[nucleus] / p[nucleus].sum() * n
+    assert size == 1 or chisquare(counts[nucleus].numpy(), expected.numpy()).pvalue > 1e-4

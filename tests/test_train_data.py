@@ -107,6 +107,21 @@ def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(
     assert asked(out) == asked(whole)
 
 
+def test_doctor_scores_chats_as_the_model_read_them(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "files"
+    shutil.copytree(files, own)
+    out = run_training(None, settings(own, "train.rollouts=1"), tmp_path / "run")
+    capsys.readouterr()
+    cli.run(["doctor", str(out), "--json"])
+    checks = {c["check"]: c for c in json.loads(capsys.readouterr().out)["findings"]}
+    assert checks["rescored"]["level"] == "ok" and "as logged" in checks["rescored"]["seen"]
+    (own / "train.parquet").unlink()
+    cli.run(["doctor", str(out)])
+    assert "not re-scored: no such data file" in capsys.readouterr().out
+
+
 def test_a_run_does_not_go_on_with_other_problems(files: Path, tmp_path: Path) -> None:
     own = tmp_path / "files"
     shutil.copytree(files, own)
@@ -191,6 +206,17 @@ def test_a_missing_file_is_one_line_of_the_command(
     assert cli.run(["train", *words, "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: no such data file: no.parquet (seen from ")
+
+
+def test_a_dry_run_says_what_is_evaluated(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for problems, said in ((0, "every problem of"), (9, "up to 9 problems of")):
+        more = settings(files, "eval.every=2", "eval.samples=3", f"eval.problems={problems}")
+        run_training(None, more, tmp_path / "run", dry_run=True)
+        text = f"# 4 evaluations: 3 responses to {said} each file of task.validation\n"
+        assert text in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_validation_files_of_one_name_are_refused(files: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _CONTENTS = (
     "run.json",
     "metrics.jsonl",
     "evals.parquet",
+    "eval",
     "steps",
     "tokens",
     "samples",

@@ -8,6 +8,7 @@ from entropy_lab.errors import ConfigError
 
 if TYPE_CHECKING:
     from entropy_lab.train.config import Config
+    from entropy_lab.train.settings import EvalConfig
     from entropy_lab.train.tasks import Task
 
 
@@ -50,6 +51,20 @@ def _check_model(config: Config) -> None:
 
 def _check_eval(config: Config, task: Task) -> None:
     e = config.eval
+    check_samples(e)
+    if not e.every:
+        return
+    try:
+        task.check_evaluable(e.problems)
+    except ConfigError as error:
+        raise ConfigError(
+            f"eval.every = {e.every} needs eval.problems = {e.problems} held-out problems, but "
+            f"{error}"
+        ) from None
+
+
+def check_samples(e: EvalConfig) -> None:
+    """Raise ConfigError where the responses to a problem are too few, or more than there are."""
     if e.k and e.max_k:
         raise ConfigError(
             f"eval.k = {e.k} and eval.max_k = {e.max_k} both say which pass@k: set one of them"
@@ -65,12 +80,3 @@ def _check_eval(config: Config, task: Task) -> None:
             f"eval.temperature = 0 takes the likeliest response, of which there is one: set "
             f"eval.samples to 1, not {e.samples}"
         )
-    if not e.every:
-        return
-    try:
-        task.check_evaluable(e.problems)
-    except ConfigError as error:
-        raise ConfigError(
-            f"eval.every = {e.every} needs eval.problems = {e.problems} held-out problems, but "
-            f"{error}"
-        ) from None

@@ -218,7 +218,11 @@ def _evaluations(config: Config) -> str:
     if not e.every:
         return ""
     times = 1 + -(-rollouts // e.every)  # before the first rollout; the last one always counts
-    return f"# {times} evaluations: {e.samples} responses to each of {e.problems} problems\n"
+    problems = f"each of {e.problems} problems"
+    if "validation" in config.task.params:
+        many = f"up to {e.problems} problems" if e.problems else "every problem"
+        problems = f"{many} of each file of task.validation"
+    return f"# {times} evaluations: {e.samples} responses to {problems}\n"
 
 
 def saved(settings: Any) -> Any:

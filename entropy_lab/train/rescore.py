@@ -20,6 +20,7 @@ from entropy_lab.train.model import skeleton
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.rollout import Responses
+from entropy_lab.train.tasks import make_task
 
 Scores = tuple[list[NDArray], list[NDArray]]
 
@@ -42,7 +43,8 @@ class Rescorer(NamedTuple):
 def open_rescorer(run_dir: Path | str) -> Rescorer:
     """The newest complete checkpoint of a run of the bundled trainer, at its own temperature.
 
-    Raises RunError where there is none, it is damaged, or another trainer wrote the run.
+    Raises RunError where there is none, it is damaged, or another trainer wrote the run, and
+    ConfigError where the data files of the run, which say how its prompts were chats, are gone.
     """
     path = latest_checkpoint(run_dir)
     if path is None:
@@ -55,6 +57,8 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
     load_checkpoint(path, model)
     t, train = config.rollout.temperature, config.train
     stats = make_score(model, t, config.model.autocast, train.tiled_head)
+    # No prompt is measured: all of them are wanted, those left out for their length as well.
+    chats = make_task(config.task.name, **config.task.params).source(lambda prompt: []).chats
 
     limit = config.rollout.max_prompt_tokens
 
@@ -68,7 +72,7 @@ def open_rescorer(run_dir: Path | str) -> Rescorer:
             rows = slice(first, first + widths.rows)
             first = rows.stop
             # What a run did not cut is not longer than its limit.
-            ids = [encode_prompt(tokenizer, p)[-limit:] for p in prompts[rows]]
+            ids = [encode_prompt(tokenizer, chats.get(p, p))[-limit:] for p in prompts[rows]]
             responses = _padded(ids, token_ids[rows], widths, model.device)
             with torch.no_grad():
                 found = stats(model_inputs(responses))

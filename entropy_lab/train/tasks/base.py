@@ -61,6 +61,11 @@ class Source(Protocol):
         """One line for the user, "" for none."""
         ...
 
+    @property
+    def chats(self) -> Mapping[str, Prompt]:
+        """By `prompt_text`, which is what the log has, the training prompts that are chats."""
+        ...
+
     def draw(self, n: int, place: Place) -> list[Problem]:
         """n training problems: a function of the settings and the place alone."""
         ...

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.train.tasks.base import Encode, Place, Problem
+from entropy_lab.train.tasks.base import Encode, Place, Problem, Prompt
 from entropy_lab.train.tasks.split import held_out_problems
 
 
@@ -54,6 +54,10 @@ class WorkedTask(ABC):
 
     def source(self, encode: Encode) -> Self:
         return self
+
+    @property
+    def chats(self) -> Mapping[str, Prompt]:
+        return {}
 
     def check_evaluable(self, n: int) -> None:
         self.benchmarks(n)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.train.tasks.base import Place, Problem
+from entropy_lab.train.tasks.base import Place, Problem, Prompt, prompt_text
 from entropy_lab.train.tasks.data.load import Loaded, named
 from entropy_lab.train.tasks.data.order import Order
 
@@ -47,9 +47,18 @@ class DataSource:
     @property
     def summary(self) -> str:
         parts = [_counted("train on", self.train)]
-        parts += [_counted("evaluate on", self.validation)] if self.validation else []
+        if self.validation:
+            parts.append(_counted("evaluate on", self.validation))
+            once = sum(len(distinct(p.problems)) for p in self.validation)
+            parts[-1] += f" ({once:,} different ones)"
         bad = [f"{p.path}: {named(p)}" for p in (*self.train, *self.validation) if p.bad]
         return f"data: {'; '.join([*parts, *bad])}"
+
+    @property
+    def chats(self) -> dict[str, Prompt]:
+        """By `prompt_text`, the training prompts that are chats."""
+        prompts = [p.prompt for p in self._problems if not isinstance(p.prompt, str)]
+        return {prompt_text(prompt): prompt for prompt in prompts}
 
     def draw(self, n: int, place: Place) -> list[Problem]:
         """The next n problems of the stream `place.name`, after the `place.first` before them."""

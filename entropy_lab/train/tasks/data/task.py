@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.tasks.base import Encode, Problem
-from entropy_lab.train.tasks.data.load import Reading, load_data
+from entropy_lab.train.tasks.data.load import Loaded, Reading, load_data
 from entropy_lab.train.tasks.data.order import Order
 from entropy_lab.train.tasks.data.source import DataSource
 
@@ -68,10 +68,18 @@ class Data:
     def source(self, encode: Encode) -> DataSource:
         """Read all files; raises ConfigError as `load_data` does."""
         train = [load_data(path, self.reading, encode) for path in self.train]
-        validation = [load_data(path, self.reading, encode) for path in self.validation]
         weights = self.weights or [1.0] * len(train)
         sizes = tuple(len(part.problems) for part in train)
-        return DataSource(train, validation, Order(sizes, tuple(weights), self.shuffle))
+        return DataSource(
+            train, self._validation(encode), Order(sizes, tuple(weights), self.shuffle)
+        )
+
+    def validation_source(self, encode: Encode) -> DataSource:
+        """`source` without the files to train on: nothing can be drawn from it."""
+        return DataSource([], self._validation(encode), Order((), ()))
+
+    def _validation(self, encode: Encode) -> list[Loaded]:
+        return [load_data(path, self.reading, encode) for path in self.validation]
 
     def check_evaluable(self, n: int) -> None:
         """Raise ConfigError where no file is named for it; files are read by `source`."""

@@ -1,4 +1,4 @@
-"""The command line: train, analyze, audit, plot, doctor, list."""
+"""The command line: train, analyze, audit, eval, plot, doctor, list."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from entropy_lab import __version__
+from entropy_lab.cli.evaluate import evaluate
+from entropy_lab.cli.extra import train_extra
 from entropy_lab.errors import ConfigError, EntropyLabError
 
 app = typer.Typer(
@@ -82,22 +84,11 @@ def train(
     ] = False,
 ) -> None:
     """Train with verifiable rewards and measure every step's entropy change."""
-    run_training = _trainer()
+    with train_extra():
+        from entropy_lab.train.launch import run_training
     run_dir = run_training(config, settings or [], out, resume=resume, dry_run=dry_run)
     if not dry_run:
         print(f"run: {run_dir}\nnext: entropy-lab analyze {shlex.quote(str(run_dir))}")
-
-
-def _trainer():
-    try:
-        from entropy_lab.train.launch import run_training
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("entropy_lab"):
-            raise
-        raise ConfigError(
-            f"training needs {error.name}: install it with pip install 'entropy-lab[train]'"
-        ) from None
-    return run_training
 
 
 @app.command(epilog="Example: entropy-lab analyze runs/demo; several: analyze runs/* --jobs 4")
@@ -188,6 +179,11 @@ def audit(
         return
     print("\n".join(audit_lines(found.tables)))
     print(f"tables: {found.out / 'audit*.parquet'}")
+
+
+app.command(
+    "eval", epilog="Example: entropy-lab eval runs/demo --bench aime24.parquet math500.parquet -k 8"
+)(evaluate)
 
 
 @app.command(epilog="Example: entropy-lab plot quadrants --from runs/demo --out figures")
