@@ -47,6 +47,7 @@ SYSTEM = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/e
 SYSTEM += ["/etc/ld.so.cache", "/dev/zero", "/dev/random", "/dev/urandom"]
 THREADS = 512
 TMP_MB = 32
+SILENCE = 60.0  # seconds beyond a program's wall clock until its server counts as dead
 SETTING = "reward.allow_unsandboxed = true"
 
 
@@ -180,7 +181,7 @@ class Sandbox:
         self.layers, self.memory_mb, self.file_mb = layers, memory_mb, file_mb
         self._next, self._buffer = 0, b""
         self._ended: dict[int, dict[str, Any]] = {}
-        self._files: dict[int, tuple[int, int]] = {}
+        self._files: dict[int, tuple[int, int, float]] = {}  # stdout, stderr, wall
         self._start()
 
     def _start(self) -> None:
@@ -224,7 +225,7 @@ class Sandbox:
             self._ended[self._next] = {}
         os.close(files[0])
         os.close(code)
-        self._files[self._next] = (files[1], files[2])
+        self._files[self._next] = (files[1], files[2], wall)
         return self._next
 
     def kill(self, run: int) -> None:
@@ -234,18 +235,34 @@ class Sandbox:
             except OSError:
                 self._ended[run] = {}
 
-    def wait(self, run: int) -> Ended:
-        """Its end, which the wall clock of the server brings about at the latest."""
+    def runs(self, run: int) -> bool:
+        """Whether nobody has waited for it yet."""
+        return run in self._files
+
+    def wait(self, run: int, grace: float | None = None) -> Ended:
+        """Its end, which the wall clock of the server brings about at the latest.
+
+        grace: seconds until it is killed earlier.
+        """
+        if grace is not None:
+            self._until(run, grace)
+            self.kill(run)
         while run not in self._ended:
-            if not self._listen(60.0):
+            if not self._listen(self._files[run][2] + SILENCE):
                 self._ended[run] = {}
         end = self._ended.pop(run) or {"status": 9, "why": "server", "cpu": 0.0, "rss_mb": 0.0}
-        out, err = (self._read(fd) for fd in self._files.pop(run))
+        out, err = (self._read(fd) for fd in self._files.pop(run)[:2])
         if end["why"] == "server":
             self._stop()
             self._start()
         stderr = err[-4000:].decode(errors="replace")
         return Ended(end["status"], end["why"], end["cpu"], end["rss_mb"], out, stderr)
+
+    def _until(self, run: int, seconds: float) -> None:
+        """Listen until it has ended, at most that long."""
+        until = time.monotonic() + seconds
+        while run not in self._ended and (left := until - time.monotonic()) > 0:
+            self._listen(left)
 
     def _read(self, fd: int) -> bytes:
         data = os.pread(fd, int(self.file_mb * 2**20), 0)
@@ -278,7 +295,7 @@ class Sandbox:
 
     def close(self) -> None:
         self._stop()
-        for out, err in self._files.values():
+        for out, err, _ in self._files.values():
             os.close(out)
             os.close(err)
         self._files.clear()
@@ -290,5 +307,3 @@ class Sandbox:
         self.close()
 
 
-def deadline_left(until: float) -> float:
-    return max(0.0, until - time.monotonic())

@@ -110,7 +110,11 @@ def run_checks(payload: dict[str, Any], channel: int, report: int) -> None:
     payload: prompt, setup and tests as code, entries: names of the functions under test.
     """
     remote, out = Remote(channel), Lines(report)
-    remote.lines.receive()
+    try:
+        remote.lines.receive()
+    except (EOFError, OSError, ValueError):
+        out.send(["killed", "the program ended before the tests"])
+        return
     names = Names(remote, payload["entries"])
     for code in (payload["prompt"], payload["setup"]):
         exec(compile(code, "setup.py", "exec"), names)

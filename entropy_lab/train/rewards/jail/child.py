@@ -64,12 +64,13 @@ def lock(config: dict[str, Any], home: str | None) -> None:
     layers.lock(config, home)
 
 
-def load(code: str, name: str, names: dict[str, Any]) -> types.ModuleType:
-    """The module that the code makes, under its own name in sys.modules."""
+def load(payload: dict[str, Any], name: str, names: dict[str, Any]) -> types.ModuleType:
+    """The module that the code makes (after a prompt's, if any), under its name in sys.modules."""
     module = types.ModuleType(name)
     vars(module).update(names)
     sys.modules[name] = module
-    exec(compile(code, "solution.py", "exec"), vars(module))
+    for code in (payload.get("prompt", ""), payload["code"]):
+        exec(compile(code, "solution.py", "exec"), vars(module))
     return module
 
 
@@ -105,10 +106,10 @@ def run(kind: str, names: dict[str, Any]) -> int:
     payload = json.loads(b"".join(parts))
     os.close(CODE)
     if kind == "program":
-        return guarded(lambda: load(payload["code"], "__main__", names))
+        return guarded(lambda: load(payload, "__main__", names))
     if kind == "serve":
         # A name of its own, so that what stands under `if __name__ == "__main__"` does not run.
-        return guarded(lambda: serve.serve(load(payload["code"], "solution", names), CHANNEL))
+        return guarded(lambda: serve.serve(load(payload, "solution", names), CHANNEL))
     return guarded(lambda: check.run_checks(payload, CHANNEL, REPORT))
 
 
