@@ -1,6 +1,6 @@
 """Rewards of code: a response's program against the tests of its problem, in the sandbox.
 
-What a program can and cannot reach is in `sandbox`. What it cannot know: outputs of stdin tests
+What a program can and cannot reach is in `isolation`. What it cannot know: outputs of stdin tests
 and results of calls are compared in this process, and assertions run in a second jailed process
 that the solution is not in, so no program has an expected value, an assertion or a way to report
 in its memory. What it can still do: answer the tests' inputs from a table that it brought along,
@@ -20,7 +20,8 @@ from typing import Any
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.rewards.code_run import Budget, CaseOutcome, Limits, run_tests
 from entropy_lab.train.rewards.code_tests import Tests, read_tests
-from entropy_lab.train.rewards.sandbox import Isolation, Sandbox, isolation
+from entropy_lab.train.rewards.isolation import Isolation, isolation
+from entropy_lab.train.rewards.sandbox import Sandbox
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.M | re.S)
 PYTHON = {"python", "py", "python3"}

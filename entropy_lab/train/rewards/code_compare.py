@@ -27,9 +27,7 @@ def _same_numbers(a: str, b: str) -> bool:
     if len(words) != len(others):
         return False
     try:
-        return all(
-            x == y or Decimal(x) == Decimal(y) for x, y in zip(words, others, strict=True)
-        )
+        return all(x == y or Decimal(x) == Decimal(y) for x, y in zip(words, others, strict=True))
     except (InvalidOperation, ValueError):
         return False
 
@@ -54,8 +52,10 @@ def same_value(answer: Any, expected: Any) -> bool:
         if not isinstance(expected, list) or len(answer) != len(expected):
             return False
         return all(same_value(a, b) for a, b in zip(answer, expected, strict=True))
-    return not isinstance(expected, list | dict) and not isinstance(answer, dict) and (
-        answer == expected
+    return (
+        not isinstance(expected, list | dict)
+        and not isinstance(answer, dict)
+        and (answer == expected)
     )
 
 

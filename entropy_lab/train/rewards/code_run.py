@@ -6,8 +6,8 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from entropy_lab.train.rewards.code_compare import same_output, same_value
 from entropy_lab.train.rewards.code_tests import AssertTests, CallTests, StdinTests, Tests
 from entropy_lab.train.rewards.jail.child import NOT_LOCKED
 from entropy_lab.train.rewards.jail.wire import encode
+from entropy_lab.train.rewards.link import Link
 from entropy_lab.train.rewards.sandbox import Ended, Sandbox
 
 Outcome = Literal["passed", "wrong", "timeout", "memory", "error", "killed", "refused"]
-ANSWER_BYTES = 4 * 2**20
-SIGNALS = {
+SIGNALS: dict[int, str] = {
     signal.SIGXFSZ: "it printed or wrote more than {output_mb} MiB",
     signal.SIGKILL: "by the kernel, for CPU seconds or for the memory of the machine",
 }
@@ -38,6 +38,9 @@ class CaseOutcome:
 
     outcome: Outcome
     reason: str = ""
+
+
+Outcomes = Generator[CaseOutcome, None, None]
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,7 @@ def _failure(ended: Ended, budget: Budget) -> CaseOutcome | None:
     return None
 
 
-def _stdin(
-    sandbox: Sandbox, program: str, cases: list[Any], budget: Budget
-) -> Iterator[CaseOutcome]:
+def _stdin(sandbox: Sandbox, program: str, cases: list[Any], budget: Budget) -> Outcomes:
     """A process for each test."""
     for given, expected in cases:
         if not budget.left:
@@ -154,50 +155,6 @@ def _stdin(
             else:
                 failure = CaseOutcome("wrong", f"printed {printed[:200]!r}")
         yield failure
-
-
-class Link:
-    """Our end of a socket to a jailed process: lines of JSON with a time limit and a size limit."""
-
-    def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        self._rest = b""
-
-    def send(self, data: Any, seconds: float) -> None:
-        """Raises TimeoutError, or OSError where the other side has gone."""
-        self.ours.settimeout(max(seconds, 1e-3))
-        self.ours.sendall(json.dumps(data).encode() + b"\n")
-
-    def receive(self, seconds: float) -> Any:
-        """Raises TimeoutError, EOFError, and ValueError for what is no line of ours."""
-        until = time.monotonic() + seconds
-        parts, size = [self._rest], len(self._rest)
-        while b"\n" not in parts[-1]:
-            self.ours.settimeout(max(until - time.monotonic(), 1e-3))
-            if not (data := self.ours.recv(1 << 18)):
-                raise EOFError
-            if time.monotonic() > until:
-                raise TimeoutError
-            parts.append(data)
-            size += len(data)
-            if size > ANSWER_BYTES:
-                raise ValueError(f"an answer of more than {ANSWER_BYTES >> 20} MiB")
-        line, _, self._rest = b"".join(parts).partition(b"\n")
-        try:
-            return json.loads(line)
-        except (ValueError, RecursionError):
-            raise ValueError("an answer that is no JSON") from None
-
-
-@contextmanager
-def _linked(count: int) -> Iterator[list[Link]]:
-    links = [Link() for _ in range(count)]
-    try:
-        yield links
-    finally:
-        for link in links:
-            link.ours.close()
-            link.theirs.close()
 
 
 def _end(sandbox: Sandbox, *runs: int) -> None:
@@ -244,11 +201,9 @@ def _judge(answer: dict[str, Any], expected: list[Any], budget: Budget) -> CaseO
     return CaseOutcome("wrong", f"returned {json.dumps(answer['value'])[:200]}")
 
 
-def _calls(
-    sandbox: Sandbox, program: str, name: str, cases: list[Any], budget: Budget
-) -> Iterator[CaseOutcome]:
+def _calls(sandbox: Sandbox, program: str, name: str, cases: list[Any], budget: Budget) -> Outcomes:
     """One process for all calls, up to the first that it does not survive."""
-    with _linked(1) as [link]:
+    with Link() as link:
         extra = (link.theirs.fileno(),)
         run = sandbox.launch("serve", {"code": program}, budget.left + 1, extra=extra)
         link.theirs.close()
@@ -268,12 +223,12 @@ def _calls(
 
 def _asserts(
     sandbox: Sandbox, program: str, tests: AssertTests, cases: list[str], budget: Budget
-) -> Iterator[CaseOutcome]:
+) -> Outcomes:
     """One process for the solution, one for the tests, and the outcomes from the second."""
     payload = {"prompt": tests.prompt, "setup": tests.setup}
     payload |= {"tests": cases, "entries": tests.entries}
     wall = budget.left + 1
-    with _linked(1) as [report]:
+    with Link() as report:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             served = (theirs.fileno(),)

@@ -1,140 +1,28 @@
-"""Running untrusted Python in jailed processes: what isolates them here, and the fork server.
+"""Running untrusted Python in jailed processes, through a fork server (`jail.zygote`).
 
-A program runs in a process of its own that a small fork server (`jail.zygote`) made. It is called
-isolated where both of these hold, whatever else is missing:
-
-* a seccomp filter: no network of any kind, no second process, no exec, no signal to others;
-* a file tree that it cannot leave: Landlock, or user (as root: plain) namespaces, both if there.
-
-Around them stand limits on address space, CPU seconds, file and output size, open files and
-threads, no privileges and no environment, a private directory (in memory, of bounded size; without
-namespaces a program can write no file at all), and a wall clock whose end kills the process.
-
-What remains: a bug in the kernel behind the calls that are allowed; timing (programs share caches
-and cores with the trainer); file metadata where there are no namespaces; threads up to the limit on
-address space for a user whose processes are not counted apart. Linux on x86_64 and aarch64 only.
+What isolates a program, and what remains possible: `isolation`.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import select
 import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from entropy_lab.errors import ConfigError
+from entropy_lab.train.rewards.isolation import (
+    Isolation,
+    server_command,
+    server_environment,
+    server_settings,
+)
 
-JAIL = Path(__file__).parent / "jail"
-# The package without its parents, which would import torch.
-START = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("jail", sys.argv.pop(1))
-sys.modules["jail"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-from jail import zygote
-zygote.main()
-"""
-SYSTEM = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime"]
-SYSTEM += ["/etc/ld.so.cache", "/dev/zero", "/dev/random", "/dev/urandom"]
-THREADS = 512
-TMP_MB = 32
 SILENCE = 60.0  # seconds beyond a program's wall clock until its server counts as dead
-SETTING = "reward.allow_unsandboxed = true"
-
-
-@dataclass(frozen=True)
-class Isolation:
-    """Which layers hold on this machine, each of them tried out, and why the others do not.
-
-    landlock: its version, 0 for none; namespaces: "user", "root" or "" for none.
-    """
-
-    seccomp: bool
-    landlock: int
-    namespaces: str
-    missing: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def isolated(self) -> bool:
-        """No network, no other process and no file of ours: what untrusted code may run in."""
-        return self.seccomp and bool(self.landlock or self.namespaces)
-
-    def describe(self) -> str:
-        """One line: what is there, and what is missing and why."""
-        landlock = f"Landlock {self.landlock}" if self.landlock else ""
-        names = f"{self.namespaces} namespaces" if self.namespaces else ""
-        there = [part for part in ("seccomp" if self.seccomp else "", landlock, names) if part]
-        gone = [f"no {name}: {why}" for name, why in self.missing.items()]
-        return "; ".join([" + ".join(there) or "no layer at all", *gone])
-
-    def demand(self) -> None:
-        """Raises ConfigError, with the setting that accepts the risk, unless isolated."""
-        if not self.isolated:
-            raise ConfigError(
-                f"untrusted code is not run here: it takes seccomp and Landlock or namespaces, "
-                f"and this machine has {self.describe()}. Run it on a Linux (x86_64, aarch64) that "
-                f"has them, or accept that a program can reach files and network of this user "
-                f"with {SETTING}"
-            )
-
-
-@functools.cache
-def isolation() -> Isolation:
-    """What this machine allows an unprivileged program of this user; tried out once a process."""
-    if sys.platform != "linux":
-        why = f"needs Linux, this is {sys.platform}"
-        return Isolation(False, 0, "", dict.fromkeys(("seccomp", "landlock", "namespaces"), why))
-    config = _config(Isolation(False, 0, ""), 256, 1.0)
-    ran = subprocess.run(_command("probe", config), env=_environment(), capture_output=True)
-    if ran.returncode:
-        why = ran.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it did not start"]
-        return Isolation(False, 0, "", dict.fromkeys(("seccomp", "landlock", "namespaces"), why[0]))
-    found = json.loads(ran.stdout)
-    landlock = int(found["landlock"] or 0)
-    return Isolation(bool(found["seccomp"]), landlock, found["namespaces"], found["missing"])
-
-
-def _config(layers: Isolation, memory_mb: int, file_mb: float) -> dict[str, Any]:
-    """The settings of a fork server, as jail.zygote reads them."""
-    paths = sysconfig.get_paths()
-    library = [paths["stdlib"], paths["platstdlib"], *(p for p in sys.path if p.endswith(".zip"))]
-    library += [os.path.join(paths["stdlib"], "lib-dynload"), paths["purelib"], paths["platlib"]]
-    path = list(dict.fromkeys(os.path.realpath(p) for p in library if os.path.exists(p)))
-    readable = [*path, os.path.realpath(os.path.join(sys.base_prefix, "lib")), *SYSTEM]
-    counted = bool(layers.namespaces) or os.getuid() == 0
-    return {
-        "seccomp": layers.seccomp,
-        "landlock": layers.landlock,
-        "namespaces": layers.namespaces,
-        "path": path,
-        "readable": readable,
-        "memory_mb": memory_mb,
-        "file_mb": file_mb,
-        "tmp_mb": TMP_MB,
-        # Elsewhere the limit would count the user's other processes; a seccomp filter allows one.
-        "processes": THREADS if counted or not layers.seccomp else -1,
-    }
-
-
-def _command(first: str, config: dict[str, Any]) -> list[str]:
-    flags = ["-P", "-s", "-S", "-B", "-c", START, str(JAIL / "__init__.py")]
-    return [sys.executable, *flags, first, json.dumps(config)]
-
-
-def _environment() -> dict[str, str]:
-    """Nothing of ours; equal hashes, so that a program's result does not depend on the server."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    python = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC"} | python | threads
 
 
 def memory_file(data: bytes = b"") -> int:
@@ -153,7 +41,7 @@ def memory_file(data: bytes = b"") -> int:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended: wait status, "" or "wall" or "asked" where it was killed, and its use."""
+    """How a program ended: wait status, why it was killed ("wall", "asked" or ""), what it used."""
 
     status: int
     why: str
@@ -179,20 +67,19 @@ class Sandbox:
 
     def __init__(self, layers: Isolation, memory_mb: int = 1024, file_mb: float = 4.0) -> None:
         self.layers, self.memory_mb, self.file_mb = layers, memory_mb, file_mb
-        self._next, self._buffer = 0, b""
-        self._ended: dict[int, dict[str, Any]] = {}
+        self._next = 0
+        self._ended: dict[int, dict[str, Any]] = {}  # an empty one went with its server
         self._files: dict[int, tuple[int, int, float]] = {}  # stdout, stderr, wall
         self._start()
 
     def _start(self) -> None:
+        self._buffer = b""
         self._control, theirs = socket.socketpair()
         with theirs:
-            command = _command(
-                str(theirs.fileno()), _config(self.layers, self.memory_mb, self.file_mb)
-            )
+            settings = server_settings(self.layers, self.memory_mb, self.file_mb)
             self._server = subprocess.Popen(
-                command,
-                env=_environment(),
+                server_command(str(theirs.fileno()), settings),
+                env=server_environment(),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -219,21 +106,20 @@ class Sandbox:
         code = memory_file(json.dumps(payload).encode())
         files = [memory_file(stdin), memory_file(), memory_file(), code]
         order = json.dumps({"run": self._next, "kind": kind, "wall": wall}).encode() + b"\n"
+        self._files[self._next] = (files[1], files[2], wall)
         try:
             socket.send_fds(self._control, [order], [*files, *extra])
         except OSError:
-            self._ended[self._next] = {}
+            self._lost()
         os.close(files[0])
         os.close(code)
-        self._files[self._next] = (files[1], files[2], wall)
         return self._next
 
     def kill(self, run: int) -> None:
-        if run not in self._ended:
-            try:
-                self._control.sendall(json.dumps({"kill": run}).encode() + b"\n")
-            except OSError:
-                self._ended[run] = {}
+        try:
+            self._control.sendall(json.dumps({"kill": run}).encode() + b"\n")
+        except OSError:
+            self._lost()
 
     def runs(self, run: int) -> bool:
         """Whether nobody has waited for it yet."""
@@ -249,20 +135,25 @@ class Sandbox:
             self.kill(run)
         while run not in self._ended:
             if not self._listen(self._files[run][2] + SILENCE):
-                self._ended[run] = {}
+                self._lost()
         end = self._ended.pop(run) or {"status": 9, "why": "server", "cpu": 0.0, "rss_mb": 0.0}
         out, err = (self._read(fd) for fd in self._files.pop(run)[:2])
-        if end["why"] == "server":
-            self._stop()
-            self._start()
         stderr = err[-4000:].decode(errors="replace")
         return Ended(end["status"], end["why"], end["cpu"], end["rss_mb"], out, stderr)
+
+    def _lost(self) -> None:
+        """The server has gone, and what it ran with it: start another."""
+        for run in self._files:
+            self._ended.setdefault(run, {})
+        self._stop()
+        self._start()
 
     def _until(self, run: int, seconds: float) -> None:
         """Listen until it has ended, at most that long."""
         until = time.monotonic() + seconds
         while run not in self._ended and (left := until - time.monotonic()) > 0:
-            self._listen(left)
+            if not self._listen(left):
+                return
 
     def _read(self, fd: int) -> bytes:
         data = os.pread(fd, int(self.file_mb * 2**20), 0)
@@ -271,9 +162,8 @@ class Sandbox:
 
     def _listen(self, seconds: float) -> bool:
         """Take in what the server says; False where it has gone or says nothing for that long."""
-        if not select.select([self._control], [], [], seconds)[0]:
-            return False
         try:
+            self._control.settimeout(seconds)
             data = self._control.recv(1 << 16)
         except OSError:
             return False
@@ -305,5 +195,3 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-

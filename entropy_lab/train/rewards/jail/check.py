@@ -38,8 +38,9 @@ class Remote:
         if "raised" in answer:
             name, text = answer["raised"]
             kind = getattr(builtins, name, None)
-            known = isinstance(kind, type) and issubclass(kind, Exception)
-            raise kind(text) if known else RuntimeError(f"{name}: {text}")
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                raise kind(text)
+            raise RuntimeError(f"{name}: {text}")
         return decode(answer["value"], lambda n, kind: Proxy(self, n, kind), self._never)
 
     def _give(self, value: Any) -> Any:
