@@ -22,12 +22,8 @@ def same_output(printed: str, expected: str) -> bool:
 
 
 def _same_numbers(a: str, b: str) -> bool:
-    """Cheap for long words: a number is compared by its digits and exponent."""
-    words, others = a.split(), b.split()
-    if len(words) != len(others):
-        return False
     try:
-        return all(x == y or Decimal(x) == Decimal(y) for x, y in zip(words, others, strict=True))
+        return [Decimal(word) for word in a.split()] == [Decimal(word) for word in b.split()]
     except (InvalidOperation, ValueError):
         return False
 
