@@ -113,6 +113,12 @@ PROBLEMS: dict[str, tuple[str, Any]] = {
     "objects": ("class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
                 "def chain(pairs): return max(p.b - p.a for p in pairs)",
                 ["assert chain([Pair(5, 24), Pair(15, 25)]) == 19", "assert Pair(1, 2).b == 2"]),
+    "a tree": (
+        "class Node:\n    def __init__(self, x):\n"
+        "        self.x, self.left, self.right = x, None, None\n"
+        "def height(n): return 0 if n is None else 1 + max(height(n.left), height(n.right))",
+        {"test_setup_code": "root = Node(1)\nroot.left = Node(2)\nroot.left.left = Node(4)",
+         "test_list": ["assert height(root) == 3", "assert height(root.right) == 0"]}),
     "generator": ("def up(n):\n    for i in range(n): yield i",
                   ["assert list(up(3)) == [0, 1, 2]"]),
     "an expected exception": (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
+import platform
 import shutil
 import signal
 import struct
@@ -41,6 +43,19 @@ needs_sandbox = pytest.mark.skipif(not LAYERS.isolated, reason=LAYERS.describe()
 )
 def test_what_counts_as_isolated(layers: Isolation, isolated: bool):
     assert layers.isolated is isolated
+
+
+@pytest.mark.skipif(platform.machine() not in seccomp.ARCHES, reason="no filter for it")
+def test_what_the_kernel_has_is_found():
+    """Else a fault of ours in a layer would only skip the tests below."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Without a filter the call fails with EFAULT where there is seccomp, EINVAL where there is not.
+    assert libc.prctl(22, 2, 0, 0, 0) == -1
+    assert LAYERS.seccomp is (ctypes.get_errno() != errno.EINVAL), LAYERS.describe()
+    assert LAYERS.landlock == max(0, libc.syscall(444, None, 0, 1)), LAYERS.describe()
+    assert {*LAYERS.missing} == {
+        name for name in ("seccomp", "landlock", "namespaces") if not getattr(LAYERS, name)
+    }
 
 
 def test_without_isolation_it_refuses_with_the_reason_and_the_setting():

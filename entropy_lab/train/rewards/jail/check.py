@@ -3,13 +3,13 @@
 The test code sees proxies for the names of the solution: a call goes over the channel, is run in
 the jailed process of the solution, and its result comes back as plain data (see wire). Operators,
 equality and truth of what the test code looks at are Python's own, so a solution cannot lend them
-its own, read an assertion, or report for it.
+its own, read an assertion, or report for it. What a call does to its arguments in place stays with
+the solution: a test that looks for it in its own list fails.
 """
 
 from __future__ import annotations
 
 import builtins
-import itertools
 import sys
 from typing import Any
 
@@ -56,8 +56,7 @@ class Proxy(Handle):
     """A name or an object of the solution that is not plain data."""
 
     def __init__(self, remote: Remote, number: Any, kind: str) -> None:
-        super().__init__(number, kind)
-        self._remote, self._number = remote, number
+        vars(self).update(number=number, kind=kind, _remote=remote, _number=number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._remote.ask("call", self._number, args, kwargs)
@@ -66,6 +65,9 @@ class Proxy(Handle):
         if name.startswith("__"):
             raise AttributeError(name)
         return self._remote.ask("attribute", self._number, (name,))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._remote.ask("set", self._number, (name, value))
 
     def __getitem__(self, key: Any) -> Any:
         return self._remote.ask("item", self._number, (key,))
@@ -93,7 +95,11 @@ class Names(dict):
     def __init__(self, remote: Remote, entries: list[str]) -> None:
         super().__init__(__name__="test", __builtins__=builtins)
         self.remote = remote
-        self.update((name, Proxy(remote, name, "function")) for name in entries)
+        self.enter(entries)
+
+    def enter(self, entries: list[str]) -> None:
+        """The functions under test, also where a prompt has a stub of one."""
+        self.update((name, Proxy(self.remote, name, "function")) for name in entries)
 
     def __missing__(self, name: str) -> Any:
         if hasattr(builtins, name):
@@ -111,23 +117,32 @@ def run_checks(payload: dict[str, Any], channel: int, report: int) -> None:
     payload: prompt, setup and tests as code, entries: names of the functions under test.
     """
     remote, out = Remote(channel), Lines(report)
+    names = Names(remote, payload["entries"])
+
+    def attempt(code: str, name: str) -> list[str]:
+        try:
+            exec(compile(code, name, "exec"), names)
+            return ["passed", ""]
+        except AssertionError as error:
+            return ["wrong", f"assertion failed: {describe(error)[1] or code.strip()[:200]}"]
+        except Gone as error:
+            return ["killed", str(error)]
+        except BaseException as error:
+            return ["error", ": ".join(describe(error))]
+
     try:
         remote.lines.receive()
     except (EOFError, OSError, ValueError):
         out.send(["killed", "the program ended before the tests"])
         return
-    names = Names(remote, payload["entries"])
-    for code in (payload["prompt"], payload["setup"]):
-        exec(compile(code, "setup.py", "exec"), names)
-        names.update((name, Proxy(remote, name, "function")) for name in payload["entries"])
-    for number, code in zip(itertools.count(), payload["tests"], strict=False):
-        try:
-            exec(compile(code, f"test{number}.py", "exec"), names)
-            out.send(["passed", ""])
-        except AssertionError as error:
-            out.send(["wrong", f"assertion failed: {describe(error)[1] or code.strip()[:200]}"])
-        except Gone as error:
-            out.send(["killed", str(error)])
+    for part in ("prompt", "setup"):
+        outcome, reason = attempt(payload[part], f"{part}.py")
+        names.enter(payload["entries"])
+        if outcome != "passed":
+            out.send([outcome, f"in the {part} of the tests: {reason}"])
             return
-        except BaseException as error:
-            out.send(["error", ": ".join(describe(error))])
+    for number, code in enumerate(payload["tests"]):
+        outcome, reason = attempt(code, f"test{number}.py")
+        out.send([outcome, reason])
+        if outcome == "killed":
+            return

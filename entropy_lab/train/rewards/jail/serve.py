@@ -67,6 +67,9 @@ class Server:
     def do_attribute(self, on: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         return getattr(self.resolve(on), *args)
 
+    def do_set(self, on: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+        setattr(self.resolve(on), *args)
+
     def do_item(self, on: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         return self.resolve(on)[args[0]]
 
