@@ -79,6 +79,20 @@ def test_the_user_may_insist():
     assert code_reward(program, tests, layers=NONE, allow_unsandboxed=True) == 1.0
 
 
+@needs_sandbox
+def test_output_and_files_are_capped():
+    """Without a clock in the way: as much as is allowed passes, one byte more does not."""
+    with CodeGrader(workers=1, timeout=20.0, output_mb=0.5) as grader:
+        size = 2**19
+        programs = [f"sys.stdout.write('x' * {n})" for n in (size, size + 1)]
+        programs += [f"sys.stderr.write('x' * {2 * size})"]
+        found = grader.grade(programs, [stdin(("", "x" * size))] * 3)
+    assert found[0].passed
+    for graded in found[1:]:
+        assert graded.cases[0].outcome == "killed"
+        assert graded.reason.endswith(": it printed or wrote more than 0.5 MiB")
+
+
 DAEMON = """
 import os, sys, time
 if os.fork() == 0:
