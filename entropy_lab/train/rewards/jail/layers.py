@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -77,10 +78,12 @@ def lower(nobody: bool) -> None:
         os.setresgid(*[namespace.NOBODY] * 3)
         os.setresuid(*[namespace.NOBODY] * 3)
     header = struct.pack("Ii", CAPABILITY_VERSION, 0)
-    libc().capset(header, struct.pack("6I", *[0] * 6))
-    libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    failed = libc().capset(header, struct.pack("6I", *[0] * 6))
+    failed |= libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # After the change of user, which clears it: dies with the server.
-    libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    failed |= libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if failed and sys.platform == "linux":
+        raise OSError("the kernel did not let it give up its privileges")
 
 
 def lock(config: dict[str, Any], home: str | None) -> None:
