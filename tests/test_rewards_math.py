@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.rewards import DATA, POISON, WRITTEN, changed, truths
 from entropy_lab.errors import ConfigError, RunError
-from entropy_lab.train.rewards import RewardConfig, make_rewarder, math_reward
+from entropy_lab.train.rewards import RewardConfig, equality, make_rewarder, math_reward, worker
 from entropy_lab.train.rewards import pool as pool_module
 from entropy_lab.train.rewards.answers import answer_of
 from entropy_lab.train.rewards.equality import same_answer
@@ -176,6 +177,8 @@ k | K
 \\infty | -\\infty
 12\\pi | 12
 x^2 | x^3
+2^{-30} | 0.000000001
+(5,1] | (7,1]
 \\begin{pmatrix}1\\\\2\\end{pmatrix} | \\begin{pmatrix}2\\\\1\\end{pmatrix}
 34 |
 """
@@ -280,18 +283,37 @@ def test_strange_texts_are_wrong_and_harmless(kind: str, pool: Pool) -> None:
     assert [v.reward for v in found] == [0.0, 0.0, 0.0, 1.0]
 
 
+def test_what_cannot_be_written_is_not_passed_over(pool: Pool) -> None:
+    found = pool.compare([("34", "34\0"), ("34", "34\ud800"), ("34", " 34 ")])
+    assert [same for same, _ in found] == [False, False, True]
+
+
 def test_long_answers_are_compared_as_text(pool: Pool) -> None:
     long = "+".join(["x"] * 2000)
     found = judged(pool, [rf"\boxed{{{long}}}", rf"\boxed{{{long}+1}}"], [long, long])
     assert [(v.reward, v.note) for v in found] == [(1.0, ""), (0.0, "compared as text")]
 
 
-def test_memory_has_a_limit() -> None:
-    """A bignum of 2^(10^11) takes 12 GB: the worker may fail, the machine must not."""
-    pool = Pool(workers=1, timeout=20.0)
-    same, note = pool.compare([("34", "2^{100000000000}")])[0]
-    assert not same and note in ("", "out of memory", "worker died", "timeout")
-    pool.close()
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="reads a limit of Linux")
+def test_the_memory_of_a_process_has_a_limit(pool: Pool) -> None:
+    pool.compare([("2", r"\sqrt{4}")])
+    limits = {resource.prlimit(w.process.pid, resource.RLIMIT_AS) for w in pool._team if w.ready}
+    assert limits == {(worker.MEMORY, worker.MEMORY)}
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [(MemoryError(), "out of memory"), (RecursionError("deep"), "RecursionError")],
+)
+def test_where_algebra_fails_the_texts_decide(
+    error: Exception, note: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: str) -> bool:
+        raise error
+
+    monkeypatch.setattr(equality, "same_answer", fails)
+    assert worker.verdict(r"\dfrac{x}{y}", r"\frac xy", 60.0) == (False, note)
+    assert worker.verdict(r"\dfrac{x}{y}", r"\frac{x} {y}", 60.0) == (True, note)
 
 
 @given(st.text(max_size=40))
@@ -319,15 +341,15 @@ def test_processes_end_with_the_rewarder_and_start_again() -> None:
     with make_rewarder(config, Arithmetic()) as rewarder:
         grade = {"lengths": [1], "max_tokens": 8, "seed": 0}
         assert rewarder.grade([r"\boxed{\sqrt4}"], [problem], **grade).accuracy == [1.0]
-        [worker] = rewarder.judge.pool._team  # type: ignore[attr-defined]
-        worker.process.kill()  # as the system does where memory is short
-        worker.process.wait()
+        [first] = rewarder.judge.pool._team  # type: ignore[attr-defined]
+        first.process.kill()  # as the system does where memory is short
+        first.process.wait()
         found = rewarder.grade([r"\boxed{\sqrt4}"] * 2, [problem] * 2, lengths=[1, 1],
                                max_tokens=8, seed=0)  # fmt: skip
         assert found.note == ["worker died"] * 2
         assert rewarder.grade([r"\boxed{\sqrt4}"], [problem], **grade).accuracy == [1.0]
-        [worker] = rewarder.judge.pool._team  # type: ignore[attr-defined]
-    assert worker.process.poll() is not None
+        [second] = rewarder.judge.pool._team  # type: ignore[attr-defined]
+    assert second.process.poll() is not None
     assert rewarder.grade([r"\boxed{\sqrt4}"], [problem], **grade).accuracy == [1.0]
     rewarder.close()
 
