@@ -85,9 +85,10 @@ class MethodConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """clip_norm 0 is off; the rate rises over warmup_steps optimizer steps, then stays.
+    """clip_norm 0 is off; beta1 is the momentum of "sgd"; beta2 and eps are of "adamw" alone.
 
-    beta1 is the momentum of "sgd"; beta2 and eps belong to "adamw" alone.
+    The rate rises over warmup_steps optimizer steps, then follows `schedule` down to min_lr_share
+    of itself, which it has reached after schedule_steps (0: the steps of the run).
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -98,13 +99,18 @@ class OptimizerConfig:
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
     warmup_steps: Count = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_share: Share = 0.0
+    schedule_steps: Count = 0
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """Each rollout feeds `minibatches` optimizer steps; micro_batch counts responses.
 
-    checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all.
+    checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all, any other
+    number the newest ones and the best by keep_best: "reward", the mean of the last 10 rollouts,
+    or "avg_at_k", the evaluation of these weights on the benchmark best_on ("": mean of all).
     replay_every: rollouts between two replay points (0: none), for `audit --replay`.
     """
 
@@ -113,6 +119,8 @@ class TrainConfig:
     micro_batch: Positive = 64
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
+    keep_best: Literal["", "reward", "avg_at_k"] = ""
+    best_on: str = ""
     replay_every: Count = 0
     keep_replays: Count = 0
 
@@ -156,3 +164,11 @@ class EvalConfig:
     temperature: Rate = 1.0
     top_p: PositiveShare = 1.0
     max_tokens: Count = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrackerConfig:
+    """Where else the numbers of metrics.jsonl go: a name in `TRACKERS`, and its project."""
+
+    name: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    project: str = "entropy-lab"
