@@ -38,6 +38,11 @@ def describe(config: Config, out: Path) -> str:
         len(encode_prompt(tokenizer, p.prompt))
         for p in task.problems(_DRAWN, random.Random(f"{config.run.seed} dry run"))
     )
+    if not lengths[0]:
+        raise ConfigError(
+            f"model.path = {config.model.path!r}: the tokenizer makes no tokens of a prompt; is "
+            "its tokenizer.json there?"
+        )
     said = [
         f"would train {config.method.name} into {out}; nothing was written",
         *_task(config, task),

@@ -132,10 +132,9 @@ def _continuation(run: Run, checkpoint: Path | None, config: Config) -> str:
     logged = 0 if run.last_step is None else run.last_step + 1 - step
     if logged > 0:
         which = f"{step} to {run.last_step}" if logged > 1 else f"{step}"
-        were = "were" if logged > 1 else "was"
         lines.append(
-            f"dropping {logged} logged step{'s' * (logged > 1)} after it ({which}), which {were} "
-            "not in a checkpoint"
+            f"dropping {logged} logged step{'s' * (logged > 1)} beyond it ({which}), to be taken "
+            "again"
         )
     return "\n".join(lines)
 
