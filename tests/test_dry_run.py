@@ -191,7 +191,7 @@ def test_a_local_model_is_sized_without_its_weights(tmp_path: Path) -> None:
     [
         ("config.json", "holds no model (config.json is missing)"),
         ("model.safetensors", "holds no weights (*.safetensors): download all of it"),
-        ("tokenizer.json", "the tokenizer makes no tokens of a prompt; is its tokenizer.json there?"),
+        ("tokenizer.json", "makes no tokens of a prompt; is its tokenizer.json there?"),
     ],
 )
 def test_an_incomplete_model_is_one_line(

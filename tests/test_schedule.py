@@ -1,4 +1,4 @@
-"""The learning rate by step: its ends, transformers' own schedules, and what a longer run may do."""
+"""The learning rate by step: its ends, transformers' own schedules, and runs made longer."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def memory_parts(config: Config, shape: Shape, prompt_tokens: int) -> list[Part]
         Part("logits of a probe pass", logits if p.enabled else 0, frozenset({"probe"})),
         Part("weights in float32", _float32_copy(config, shape, own), frozenset({"probe"})),
         Part("deep step (theta, path)", _deep(config, weights), frozenset({"probe"})),
-        _cache(config, shape, low, prompt_tokens),
+        _cache(config, shape, prompt_tokens),
     ]
     return [part for part in parts if part.bytes]
 
@@ -121,16 +121,15 @@ def _deep(config: Config, weights: float) -> float:
     return weights * (2 if config.probe.snapshots == "cpu" else 3)
 
 
-def _cache(config: Config, shape: Shape, low: int, prompt_tokens: int) -> Part:
+def _cache(config: Config, shape: Shape, prompt_tokens: int) -> Part:
     """Keys and values of all responses that are generated together."""
     rollout, e = config.rollout, config.eval
     if rollout.engine != "hf":
         return Part("", 0, frozenset())  # another engine reserves its own share of the device
     rows = rollout.prompts * rollout.group_size
     length = prompt_tokens + max(rollout.max_tokens, e.max_tokens if e.every else 0)
-    size = 2 * shape.layers * shape.kv * rows * length * _width(
-        getattr(config.model, "dtype", "float32")
-    )
+    own = _width(getattr(config.model, "dtype", "float32"))
+    size = 2 * shape.layers * shape.kv * rows * length * own
     return Part(f"KV cache ({rows:,} responses)", size, frozenset({"rollout"}))
 
 

@@ -70,7 +70,7 @@ def _bytes(start: list[bytes], tensors: Iterable[Tensor]) -> Iterator[bytes | me
     for tensor in tensors:
         if tensor.numel():
             flat = tensor.detach().cpu().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy())
+            yield flat.view(torch.uint8).numpy().data
 
 
 def _name(tensor: Tensor, name: str) -> str:

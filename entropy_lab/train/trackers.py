@@ -63,7 +63,7 @@ class Wandb:
     """Weights & Biases; WANDB_MODE=offline keeps it on this machine."""
 
     def __init__(self, start: Start) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._run = wandb.init(
             project=start.project,
@@ -90,7 +90,7 @@ class Trackio:
     """trackio's local database; a resumed run is found by its name."""
 
     def __init__(self, start: Start) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio = trackio
         name = f"{start.name}-{start.id}"
