@@ -1,4 +1,4 @@
-"""Training runs that are killed with SIGKILL inside of a chosen phase, each in a process of its own.
+"""Training runs killed with SIGKILL inside of a chosen phase, each in a process of its own.
 
 The processes are forked from a server that has imported everything, so that one costs a second. The
 moment is set by wrapping what the trainer calls; the product knows nothing of it.

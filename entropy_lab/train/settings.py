@@ -43,6 +43,7 @@ class ModelConfig:
     """Sizes and warm-up of the model made here; `path` loads a local model folder instead.
 
     autocast: "bfloat16" runs the passes of the trainer in it, on float32 master weights.
+    vocab: rows of embedding and head, where more than the tokenizer has (to load a device).
     warmup_corrupt: the chance that a written step of a training trace is wrong; warmup_ramp:
     iterations of linear learning-rate rise; warmup_decay: the last share of them, falling to 0.
     """
@@ -54,6 +55,7 @@ class ModelConfig:
     hidden: Positive = 128
     intermediate: Positive = 384
     heads: Positive = 4
+    vocab: Count = 0
     warmup_iterations: Count = 700
     warmup_sequences: Positive = 48
     warmup_lr: Rate = 4e-3
