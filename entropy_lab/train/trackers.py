@@ -122,10 +122,12 @@ class Tracking:
     def __init__(self, config: Config, run_dir: Path, step: int) -> None:
         self._name, self._run_dir = config.tracker.name, run_dir
         self._tracker: Tracker | None = None
-        self._evaluated = step if step else -1  # evaluations up to this step were told of
+        self._evaluated = step - 1  # evaluations of policies of so many steps were told of
         self._rang = False
         if self._name != "none":
             self._try(lambda: self._open(config, step))
+        if step:  # what TensorBoard hides of the steps from here on
+            self._evaluations(step)
 
     def step(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl: its numbers, evaluations since the last, and a new alarm."""
