@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropy_lab import load
 from entropy_lab.errors import RunError
+from entropy_lab.record import create_run, write_evals
 from entropy_lab.train import checkpoint
+from entropy_lab.train.best import checkpoint_score
 from entropy_lab.train.checkpoint import (
     best_checkpoint,
     complete_checkpoints,
@@ -23,8 +25,10 @@ from entropy_lab.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from entropy_lab.train.config import load_config
 from entropy_lab.train.launch import run_training
 from entropy_lab.train.tensor_files import file_digest, read_tensors, shards, write_tensors
+from record_rows import eval_rows
 from test_checkpoint import Tied, adamw, advance, assert_equal
 from tiny import TINY, assert_same_run
 
@@ -234,3 +238,19 @@ def test_the_running_reward_is_the_mean_of_the_last_rollouts(
         step = int(path.name[5:])
         score = json.loads((path / "state.json").read_text())["score"]
         assert score == pytest.approx(reward[max(0, step - 4) : step].mean(), rel=1e-12)
+
+
+def test_the_evaluation_of_these_weights_counts_and_no_other(tmp_path: Path) -> None:
+    found = {("aime24", 4): 0.2, ("amc23", 4): 0.6, ("aime24", 8): 0.3, ("amc23", 8): 0.3}
+    rows = [row for (name, step), mean in found.items() for row in eval_rows(step, name, mean)]
+    write_evals(create_run(tmp_path / "run", {}, seeds=0), rows)
+    words = ["train.keep_best=avg_at_k", "train.checkpoint_every=1", "eval.every=1"]
+    words.append("task.held_out_share=0.1")
+
+    def score(step: int, *more: str) -> float | None:
+        return checkpoint_score(load_config(None, [*words, *more]), tmp_path / "run", step)
+
+    assert score(4) == pytest.approx(0.4) and score(8) == pytest.approx(0.3)
+    assert score(4, "train.best_on=aime24") == pytest.approx(0.2)
+    assert score(6) is None and score(4, "train.best_on=math500") is None
+    assert score(4, "train.keep_best=") is None
