@@ -56,6 +56,14 @@ METHODS = {
     "clip_cov_2pct": method("clip_cov", ratio=0.02, lb=0.1),
     "kl_cov_2pct": method("kl_cov", ratio=0.02),
 }
+# Rows of the paper's Table 3 that are methods; SimpleRL-Zoo and Eurus-PRIME are models of others.
+TABLE_3 = {
+    **{name: METHODS[name] for name in ("grpo", "clip_higher", "clip_cov", "kl_cov", "steer")},
+    **{name: METHODS[name] for name in ("fork_tokens", "w_reinforce", "entropy_advantage")},
+    "opo": method("opo"),
+    "entropy_loss": method("entropy_bonus", beta=0.01),  # its coefficient there is not known here
+}
+PAPER = ("qwen2.5_math_7b", "qwen2.5_math_1.5b", "qwen2.5_14b", "llama3.2_3b")
 EXPERIMENTS = {
     "01_predictors": Experiment(
         "How much of a token's entropy change does each form predict, over seeds?",
@@ -99,6 +107,15 @@ EXPERIMENTS = {
             )
             for scope in ("minibatch", "microbatch")
         },
+    ),
+    **{
+        f"paper/{model}": Experiment("What does each method reach on six benchmarks?", TABLE_3, 2)
+        for model in PAPER
+    },
+    "paper/extreme_clipping": Experiment(
+        "What happens to a 7 B model without a working clip?",
+        {name: method(name, clip_low=0.99, clip_high=5.0) for name in ("grpo", "steer")},
+        seeds=2,
     ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import pytest
 from entropy_lab import load
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.record import run_lock
+from entropy_lab.train import launch
 from entropy_lab.train.launch import run_training
 from tiny import TINY, assert_same_run
 from toy import Toy, adamw, run_loop
@@ -67,6 +68,66 @@ def test_a_dry_resume_prints_and_changes_nothing(
     run_training(None, ["train.rollouts=9"], out, resume=True, dry_run=True)
     assert "9 rollouts" in capsys.readouterr().out
     assert contents(out) == before
+
+
+def resume(out: Path, *settings: str, dry_run: bool = False) -> None:
+    run_training(None, list(settings), out, resume=True, dry_run=dry_run)
+
+
+def test_a_resume_says_what_it_found_and_what_it_drops(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps 0 to 7 are logged; checkpoints are at 4 and 8."""
+    out = copy(finished, tmp_path / "run")
+    whole = f"resuming from {out}/checkpoints/step-000008: going on at step 8, rollout 5 of 6\n"
+    resume(out, "train.rollouts=6", dry_run=True)
+    said = capsys.readouterr().out
+    assert whole in said and "dropping" not in said
+    shutil.rmtree(out / "checkpoints" / "step-000008")
+    (out / "checkpoints" / "step-000008.tmp").mkdir()
+    rest = (
+        f"resuming from {out}/checkpoints/step-000004: going on at step 4, rollout 3 of 4\n"
+        "dropping 4 logged steps beyond it (4 to 7), to be taken again\n"
+    )
+    resume(out, dry_run=True)
+    assert rest in capsys.readouterr().out and load(out).last_step == 7
+    resume(out)
+    assert capsys.readouterr().out.startswith(rest)
+    assert_same_run(finished, out)
+    assert not list((out / "checkpoints").glob("*.tmp"))
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_anew(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copy(finished, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    info = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**info, "status": "running"}))
+    first = (out / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    (out / "metrics.jsonl").write_text(first)
+    resume(out)
+    assert capsys.readouterr().out.startswith(
+        f"{out} has no checkpoint yet: going on at step 0, rollout 1 of 4\n"
+        "dropping 1 logged step beyond it (0), to be taken again\n"
+    )
+    assert_same_run(finished, out)
+
+
+def test_a_checkpoint_beyond_a_lost_log_goes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine died and took lines with it: the checkpoint of step 8 has no log behind it."""
+    out = copy(finished, tmp_path / "run")
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:6]))
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_train", lambda config, run_dir, checkpoint: checkpoint)
+        resume(out)
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000004"]
+    assert load(out).last_step == 3
+    resume(out)
+    assert_same_run(finished, out)
 
 
 def test_a_run_that_is_being_written_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def train(
         bool, typer.Option("--resume", help="Continue the run in --out from its checkpoint.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the settings and the size of the run; stop.")
+        bool, typer.Option("--dry-run", help="Check all of it, say what will happen, stop.")
     ] = False,
 ) -> None:
     """Train with verifiable rewards and measure every step's entropy change."""

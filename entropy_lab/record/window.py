@@ -74,16 +74,19 @@ class Window:
         self._tokens, self.n_rows = [], 0
 
     def write(self, run_dir: Path, rank: int, schema: pa.Schema) -> None:
-        """Write the parts of the finished steps; steps/ comes last, it says the rest is there."""
+        """Write the parts of the finished steps; steps/ comes last, it says the rest is there.
+
+        samples/ comes first: a process that dies in between leaves no token row without its reward.
+        """
         assert self.first is not None and self.last is not None
         name = part_name(self.first, self.last)
         footer = schema.metadata
-        if self.n_rows:
-            table = token_table([c for c in self._tokens if len(c["step"])], schema)
-            write_table(table, rank_folder(run_dir, "tokens", rank) / name)
         if self._samples:
             table = joined(self._samples, footer)
             write_table(table, rank_folder(run_dir, "samples", rank) / name)
+        if self.n_rows:
+            table = token_table([c for c in self._tokens if len(c["step"])], schema)
+            write_table(table, rank_folder(run_dir, "tokens", rank) / name)
         if rank == 0:
             table = step_table(self._steps).replace_schema_metadata(footer)
             write_table(table, run_dir / "steps" / name)

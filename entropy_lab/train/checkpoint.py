@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,12 +12,24 @@ import torch
 from torch import Tensor
 
 from entropy_lab.errors import RunError
+from entropy_lab.train.tensor_files import (
+    Sum,
+    file_digest,
+    read_tensors,
+    seal,
+    shards,
+    sync_folder,
+    write_chunks,
+    write_tensors,
+)
 
 Kind = Literal["checkpoints", "replay"]
 _STATE = "state.json"
-_MODEL = "model.safetensors"
+_MODEL = "model"
+_INDEX = "model.safetensors.index.json"
 _OPTIMIZER = "optimizer.safetensors"
 _EXTRA = "extra.safetensors"
+SHARD_BYTES = 5 * 10**9  # a model file is at most this large
 
 
 def save_checkpoint(
@@ -30,35 +41,64 @@ def save_checkpoint(
     tensors: dict[str, Tensor] | None = None,
     keep: int = 0,
     kind: Kind = "checkpoints",
+    *,
+    tokenizer: Any = None,
+    score: float | None = None,
 ) -> Path:
     """Write KIND/step-NNNNNN under the run; a name appears only when all of it is on disk.
 
-    state: anything JSON can hold; tensors: extra named tensors, such as random states; keep: how
-    many of the newest stay (0: all). Raises RunError where the disk refuses.
+    state: anything JSON can hold; tensors: extra named tensors, such as random states. tokenizer:
+    with it, the configuration and it are written beside the weights, so that the folder is a model
+    for transformers' `from_pretrained`. keep: how many of the newest stay (0: all), and the one of
+    the highest `score` with them. Raises RunError where the disk refuses.
     """
     folder = Path(run_dir) / kind
     final = folder / f"step-{step:06d}"
     partial = folder / f"{final.name}.tmp"
     optimizer_tensors, optimizer_json = _split_optimizer(optimizer)
-    contents = {_MODEL: _unaliased(model.state_dict()), _OPTIMIZER: optimizer_tensors}
-    if tensors:
-        contents[_EXTRA] = tensors
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        sums = {name: _write_tensors(partial / name, part) for name, part in contents.items()}
-        document = {"step": step, "state": state, "optimizer": optimizer_json, "files": sums}
-        _write(partial / _STATE, json.dumps(document, indent=1).encode())
-        _sync(partial)
+        sums = _write_model(partial, model, tokenizer)
+        sums[_OPTIMIZER] = write_tensors(partial / _OPTIMIZER, optimizer_tensors)
+        if tensors:
+            sums[_EXTRA] = write_tensors(partial / _EXTRA, tensors)
+        document = {"step": step, "score": score, "state": state, "optimizer": optimizer_json}
+        text = json.dumps(document | {"files": sums}, indent=1)
+        write_chunks(partial / _STATE, [text.encode()])
+        sync_folder(partial)
         _remove(final)
         os.replace(partial, final)
-        _sync(folder)
+        sync_folder(folder)
     except OSError as e:
         raise RunError(f"cannot write the checkpoint {final}: {e.strerror or e}") from e
     if keep:
-        for _, old in _checkpoints(folder)[:-keep]:
-            _remove(old)
+        _prune(folder, keep)
     return final
+
+
+def _write_model(folder: Path, model: torch.nn.Module, tokenizer: Any) -> dict[str, Sum]:
+    """The weights as transformers names them, tied ones once, and what else makes it a model."""
+    if tokenizer is not None:
+        config: Any = model.config
+        config.save_pretrained(folder)
+        if (generation := getattr(model, "generation_config", None)) is not None:
+            # Not save_pretrained: that refuses settings which some published models come with.
+            generation.to_json_file(folder / "generation_config.json")
+        tokenizer.save_pretrained(folder)
+    sums = {path.name: seal(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    parts = shards(_unaliased(model.state_dict()), SHARD_BYTES)
+    if len(parts) == 1:
+        name = f"{_MODEL}.safetensors"
+        return sums | {name: write_tensors(folder / name, parts[0])}
+    where: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        name = f"{_MODEL}-{number:05d}-of-{len(parts):05d}.safetensors"
+        sums[name] = write_tensors(folder / name, part)
+        where |= dict.fromkeys(part, name)
+    total = sum(t.numel() * t.element_size() for part in parts for t in part.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    return sums | {_INDEX: write_chunks(folder / _INDEX, [json.dumps(index, indent=1).encode()])}
 
 
 def complete_checkpoints(run_dir: str | Path, kind: Kind = "checkpoints") -> list[Path]:
@@ -71,6 +111,34 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     return next(reversed(complete_checkpoints(run_dir)), None)
 
 
+def best_checkpoint(run_dir: str | Path) -> tuple[Path, float] | None:
+    """The complete checkpoint of the highest score, with it; of equal ones the earliest."""
+    scored = [(path, _score(path)) for path in complete_checkpoints(run_dir)]
+    found = [(path, score) for path, score in scored if score is not None]
+    return max(found, key=lambda pair: pair[1], default=None)
+
+
+def cut_checkpoints(run_dir: str | Path, step: int) -> list[Path]:
+    """Delete checkpoints and replay points of later steps, and what was never finished.
+
+    A run that goes on from `step` makes them again. Returns what was deleted. Raises RunError
+    where the disk refuses.
+    """
+    gone = []
+    for folder in (Path(run_dir) / "checkpoints", Path(run_dir) / "replay"):
+        later = [path for number, path in _checkpoints(folder) if number > step]
+        try:
+            for path in later:
+                _remove(path)
+            unfinished = sorted(folder.glob("step-*.tmp"))
+            for path in unfinished:
+                shutil.rmtree(path)
+        except OSError as e:
+            raise RunError(f"cannot clear {folder}: {e.strerror or e}") from e
+        gone += later + unfinished
+    return gone
+
+
 def load_checkpoint(
     path: str | Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -80,11 +148,14 @@ def load_checkpoint(
     """
     path = Path(path)
     document = _read_state(path)
-    contents = {name: _read_tensors(path, name, s) for name, s in document["files"].items()}
-    _load_model(path, model, contents[_MODEL])
+    for name, expected in document["files"].items():
+        _check(path, name, expected)
+    names = [n for n in document["files"] if n.endswith(".safetensors")]
+    parts = [read_tensors(path / n) for n in names if n.startswith(_MODEL)]
+    _load_model(path, model, {k: t for part in parts for k, t in part.items()})
     if optimizer is not None:
-        _load_optimizer(path, optimizer, contents[_OPTIMIZER], document["optimizer"])
-    return document["state"], contents.get(_EXTRA, {})
+        _load_optimizer(path, optimizer, read_tensors(path / _OPTIMIZER), document["optimizer"])
+    return document["state"], _copies(read_tensors(path / _EXTRA)) if _EXTRA in names else {}
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -102,6 +173,19 @@ def _complete(path: Path) -> bool:
         return all((path / name).stat().st_size == s["size"] for name, s in sums.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _score(path: Path) -> float | None:
+    value = json.loads((path / _STATE).read_bytes()).get("score")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` and the best one."""
+    best = best_checkpoint(folder.parent) if folder.name == "checkpoints" else None
+    for _, old in _checkpoints(folder)[:-keep]:
+        if best is None or old != best[0]:
+            _remove(old)
 
 
 def _remove(path: Path) -> None:
@@ -147,6 +231,8 @@ def _load_optimizer(
     document: dict[str, Any],
 ) -> None:
     state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in document["state"].items()}
+    if all(p.device.type == "cpu" for group in optimizer.param_groups for p in group["params"]):
+        tensors = _copies(tensors)  # a device takes copies anyway
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
@@ -169,27 +255,9 @@ def _load_model(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) 
     model.load_state_dict(tensors, strict=False)
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    from safetensors.torch import save
-
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    return _write(path, save(plain, metadata={"format": "pt"}))
-
-
-def _write(path: Path, data: bytes) -> dict[str, Any]:
-    with open(path, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In memory of their own, which the file may leave."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -202,16 +270,14 @@ def _read_state(path: Path) -> dict[str, Any]:
     raise _damaged(path, _STATE)
 
 
-def _read_tensors(path: Path, name: str, expected: dict[str, Any]) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
+def _check(path: Path, name: str, expected: Sum) -> None:
+    """Raise RunError unless the file is, byte for byte, the one that was saved."""
     try:
-        data = (path / name).read_bytes()
+        if file_digest(path / name) == expected["sha256"]:
+            return
     except OSError:
-        raise _damaged(path, name) from None
-    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-        raise _damaged(path, name)
-    return load(data)
+        pass
+    raise _damaged(path, name)
 
 
 def _damaged(path: Path, name: str) -> RunError:

@@ -33,6 +33,8 @@ def check_together(config: Config) -> None:
     if not config.model.path:
         worked_task(task)
     make_method(config.method.name, **config.method.params)
+    _check_schedule(config)
+    _check_best(config)
     _check_eval(config, task)
 
 
@@ -46,6 +48,33 @@ def _check_model(config: Config) -> None:
     if m.lora_targets and not m.lora_rank:
         raise ConfigError(
             f"model.lora_targets = {m.lora_targets} needs a rank: set model.lora_rank, e.g. 16"
+        )
+
+
+def _check_schedule(config: Config) -> None:
+    o, train = config.optimizer, config.train
+    steps = o.schedule_steps or train.rollouts * train.minibatches
+    if o.schedule != "constant" and o.warmup_steps >= steps:
+        raise ConfigError(
+            f"optimizer.warmup_steps = {o.warmup_steps} leaves nothing of the {steps} steps over "
+            f"which optimizer.schedule = {o.schedule!r} falls: lower the former"
+        )
+
+
+def _check_best(config: Config) -> None:
+    """Every evaluation has to be one of weights that are saved."""
+    train, every = config.train, config.eval.every
+    if train.best_on and train.keep_best != "avg_at_k":
+        raise ConfigError(
+            f"train.best_on = {train.best_on!r} names a benchmark, which only "
+            'train.keep_best = "avg_at_k" reads'
+        )
+    if train.keep_best != "avg_at_k":
+        return
+    if not every or not train.checkpoint_every or every % train.checkpoint_every:
+        raise ConfigError(
+            f'train.keep_best = "avg_at_k" needs a checkpoint at each evaluation: eval.every = '
+            f"{every} must be a multiple of train.checkpoint_every = {train.checkpoint_every}"
         )
 
 

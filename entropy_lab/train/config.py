@@ -25,6 +25,7 @@ from entropy_lab.train.settings import (
     RolloutConfig,
     RunConfig,
     TaskConfig,
+    TrackerConfig,
     TrainConfig,
 )
 
@@ -42,6 +43,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
     eval: EvalConfig = EvalConfig()
+    tracker: TrackerConfig = TrackerConfig()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dicts in the layout of the TOML file."""
@@ -69,6 +71,7 @@ _SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "probe": ProbeConfig,
     "eval": EvalConfig,
+    "tracker": TrackerConfig,
 }
 _OPEN_SECTIONS = ("task", "method")
 _NAMES = tuple(f"{section}.name" for section in _OPEN_SECTIONS)

@@ -12,14 +12,23 @@ from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
 from entropy_lab.record.manifest import update_info
-from entropy_lab.train.checkpoint import complete_checkpoints
+from entropy_lab.train.best import score_name
+from entropy_lab.train.checkpoint import best_checkpoint, complete_checkpoints, cut_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
+from entropy_lab.train.dry_run import describe
 from entropy_lab.train.pretrained import device_of
+from entropy_lab.train.schedule import scheduled_steps
 
-_ADDED = {"eval"}  # sections that the settings of earlier versions lack
-# What may differ when a run goes on: how long, and how often it is saved.
-_RESUMABLE = ("train.rollouts", "train.checkpoint_every", "train.keep_checkpoints")
+_ADDED = {"eval", "tracker"}  # sections that the settings of earlier versions lack
+# What may differ when a run goes on: how long, how often it is saved, and who else is told.
+_RESUMABLE = (
+    "train.rollouts",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "tracker.name",
+    "tracker.project",
+)
 
 
 def run_training(
@@ -42,7 +51,7 @@ def run_training(
         return _resume(path, overrides, out, dry_run)
     config = load_config(path, overrides)
     if dry_run:
-        print(describe(config))
+        print(describe(config, out or _default_out(config)))
         return out or _default_out(config)
     run_dir = create_run(
         out or _default_out(config),
@@ -62,15 +71,19 @@ def _resume(path: Path | None, overrides: list[str], out: Path | None, dry_run: 
     run = open_run(out)
     config = _saved_config(run, overrides)
     if dry_run:
-        print(describe(config))
+        print(describe(config, out))
+        print(_continuation(run, _checkpoint(run, config), config))
         return out
     with run_lock(out):
-        checkpoint = _checkpoint(open_run(out), config)
+        run = open_run(out)
+        checkpoint = _checkpoint(run, config)
         step = _step(checkpoint) if checkpoint else 0
+        print(_continuation(run, checkpoint, config))
         if not config.run.threads:
             # Sums are split over threads: another number would change the last bits.
             torch.set_num_threads(int(run.info.get("threads") or torch.get_num_threads()))
         rewind(out, step - 1)
+        cut_checkpoints(out, step)
         set_status(out, "running", config=saved(config.to_dict()))
         return _train(config, out, checkpoint)
 
@@ -95,7 +108,36 @@ def _saved_config(run: Run, overrides: list[str]) -> Config:
                 f"{key} cannot change when a run is continued; what can: {', '.join(_RESUMABLE)}"
             )
         override(settings, text)
-    return config_from_dict(settings, where)
+    config = config_from_dict(settings, where)
+    _check_schedule(config, config_from_dict(restored(run.info["config"]), where))
+    return config
+
+
+def _check_schedule(config: Config, before: Config) -> None:
+    """A rate that falls over the run's steps would have been another one from the start."""
+    kept = scheduled_steps(config) == scheduled_steps(before)
+    if config.optimizer.schedule != "constant" and not kept:
+        raise ConfigError(
+            f"train.rollouts cannot change: optimizer.schedule = {config.optimizer.schedule!r} "
+            f"falls over the run's {scheduled_steps(before)} steps, so the steps already taken "
+            "would have had another rate; for runs to be extended set optimizer.schedule_steps"
+        )
+
+
+def _continuation(run: Run, checkpoint: Path | None, config: Config) -> str:
+    """What a resume found, where it goes on and what it drops, in one or two lines."""
+    step = _step(checkpoint) if checkpoint else 0
+    where = f"step {step}, rollout {step // config.train.minibatches + 1}"
+    found = f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet"
+    lines = [f"{found}: going on at {where} of {config.train.rollouts}"]
+    logged = 0 if run.last_step is None else run.last_step + 1 - step
+    if logged > 0:
+        which = f"{step} to {run.last_step}" if logged > 1 else f"{step}"
+        lines.append(
+            f"dropping {logged} logged step{'s' * (logged > 1)} beyond it ({which}), to be taken "
+            "again"
+        )
+    return "\n".join(lines)
 
 
 def _checkpoint(run: Run, config: Config) -> Path | None:
@@ -143,6 +185,8 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
         _mark(run_dir, "failed")
         raise
     _tell_cost(config, run_dir)
+    if config.train.keep_best and (best := best_checkpoint(run_dir)):
+        print(f"best checkpoint by {score_name(config)}: {best[0]} ({best[1]:.4g})")
     if not finished:
         print(f"stopped and saved; continue with: entropy-lab train --resume --out {run_dir}")
         raise KeyboardInterrupt
@@ -185,44 +229,6 @@ def _facts(config: Config) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": config.run.threads or torch.get_num_threads(),
     }
-
-
-def describe(config: Config) -> str:
-    """The resolved settings as TOML, and the size of the run."""
-    r, t = config.rollout, config.train
-    responses = r.prompts * r.group_size
-    steps = t.rollouts * t.minibatches
-    return (
-        f"{config.to_toml()}\n"
-        f"# {t.rollouts} rollouts of {responses} responses, {t.minibatches} optimizer steps each: "
-        f"{steps} steps\n"
-        f"{_draws(config)}"
-        f"# at most {responses * r.max_tokens * t.rollouts:,} training tokens\n"
-        f"{_evaluations(config)}"
-        f"# {announced(config) or 'probe: off'}"
-    )
-
-
-def _draws(config: Config) -> str:
-    """How many responses dynamic sampling may draw; empty without it."""
-    r = config.rollout
-    if not r.dynamic_sampling:
-        return ""
-    most = r.prompts * r.group_size * r.max_draws
-    return f"# dynamic sampling draws up to {most:,} responses for each rollout\n"
-
-
-def _evaluations(config: Config) -> str:
-    """How often a run is evaluated, and on what; empty without evaluation."""
-    e, rollouts = config.eval, config.train.rollouts
-    if not e.every:
-        return ""
-    times = 1 + -(-rollouts // e.every)  # before the first rollout; the last one always counts
-    problems = f"each of {e.problems} problems"
-    if "validation" in config.task.params:
-        many = f"up to {e.problems} problems" if e.problems else "every problem"
-        problems = f"{many} of each file of task.validation"
-    return f"# {times} evaluations: {e.samples} responses to {problems}\n"
 
 
 def saved(settings: Any) -> Any:

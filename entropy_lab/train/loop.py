@@ -16,6 +16,7 @@ from entropy_lab.interventions.base import State
 from entropy_lab.loss import TokenShare, policy_loss
 from entropy_lab.probe.provisional import Provisional, take_influence
 from entropy_lab.train.alarm import CollapseAlarm
+from entropy_lab.train.best import checkpoint_score
 from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
 from entropy_lab.train.draws import draw_rollout, log_samples, warnings_of
@@ -26,6 +27,8 @@ from entropy_lab.train.parts import Parts, build
 from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.replay_point import save_replay_point
+from entropy_lab.train.schedule import set_lr
+from entropy_lab.train.trackers import open_tracker
 from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
 
 
@@ -40,7 +43,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     probe, minibatches = parts.probe, config.train.minibatches
     alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
     memory: State = state.get("method", parts.method.initial_state())
-    with probe, stop_request() as stop:
+    with probe, stop_request() as stop, open_tracker(config, run_dir, probe.step) as tracker:
         tensors = fix_probe_set(parts, tensors)
         time_eval = 0.0 if state else evaluate_if_due(parts, run_dir, progress)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):
@@ -69,20 +72,34 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                     time_eval=time_eval,
                 )
                 started, time_eval = now, 0.0
+                tracker.step(metrics)
                 progress.step(metrics, probe.step, config.train.rollouts * minibatches)
             last = rollout + 1 == config.train.rollouts
             if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
-                probe.flush()
-                state = {"step": probe.step, "rollout": rollout + 1, "drawn": parts.drawn}
+                state = {"rollout": rollout + 1, "drawn": parts.drawn}
                 state |= {"alarm": alarm.to_dict(), "method": memory}
-                keep = config.train.keep_checkpoints
-                save_checkpoint(
-                    run_dir, probe.step, parts.model, parts.optimizer, state, tensors, keep
-                )
+                save(parts, run_dir, state, tensors)
             if stop and not last:
                 probe.close("interrupted")
                 return False
     return True
+
+
+def save(parts: Parts, run_dir: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """A checkpoint of the present weights, once all rows up to here are on disk."""
+    parts.probe.flush()
+    step = parts.probe.step
+    save_checkpoint(
+        run_dir,
+        step,
+        parts.model,
+        parts.optimizer,
+        {"step": step, **state},
+        tensors,
+        parts.config.train.keep_checkpoints,
+        tokenizer=parts.tokenizer,
+        score=checkpoint_score(parts.config, run_dir, step),
+    )
 
 
 def is_every(count: int, every: int) -> bool:
@@ -190,14 +207,6 @@ def clip(params: list[nn.Parameter], max_norm: float) -> tuple[float, float]:
     limit = max_norm or float("inf")
     norm = float(nn.utils.clip_grad_norm_(params, limit))
     return norm, min(1.0, limit / (norm + 1e-6))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int) -> None:
-    """Linear warm-up to the configured rate, which then stays."""
-    o = config.optimizer
-    factor = min(1.0, (step + 1) / o.warmup_steps) if o.warmup_steps else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = o.lr * factor
 
 
 def method_scalars(plans: list[Any], memory: State) -> dict[str, float]:

@@ -59,7 +59,7 @@ def new_model(config: Config, tokenizer: Any) -> Any:
 
     sizes = config.model
     shape = Qwen2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=max(len(tokenizer), sizes.vocab),
         hidden_size=sizes.hidden,
         intermediate_size=sizes.intermediate,
         num_hidden_layers=sizes.layers,

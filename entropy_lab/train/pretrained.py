@@ -53,6 +53,27 @@ def open_pretrained(source: str, settings: ModelConfig) -> tuple[Any, Any]:
     return prepared(model, tokenizer, settings), tokenizer
 
 
+def outline(source: str, settings: ModelConfig) -> tuple[Any, Any]:
+    """(model on the meta device, which holds no numbers, tokenizer): no weights are read.
+
+    Raises ConfigError as `open_pretrained` does, and for a local folder without weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    local = _is_local(source)
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    if local and not any(p for end in ("safetensors", "bin") for p in Path(source).glob(f"*.{end}")):
+        raise ConfigError(
+            f"model.path = {source!r} holds no weights (*.safetensors): download all of it"
+        )
+    with _told(source, local), no_bars():
+        _attention(source, settings, options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **options))
+    return model, tokenizer
+
+
 def prepared(model: Any, tokenizer: Any, settings: ModelConfig) -> Any:
     """The model with its dtype, device and trainable parameters, in eval mode, and padding and
     ends that sampling can rely on; changed in place."""

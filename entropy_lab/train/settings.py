@@ -49,6 +49,7 @@ class ModelConfig:
     pass instead of kept. trainable: globs of parameter names, all others are frozen (empty: none
     is). lora_rank > 0 trains adapters of that rank (peft) instead, beside what `trainable` names;
     lora_targets: names of the layers that get one, empty for all linear ones but the head.
+    vocab: rows of embedding and head, where more than the tokenizer has (to load a device).
     warmup_corrupt: the chance that a written step of a training trace is wrong; warmup_ramp:
     iterations of linear learning-rate rise; warmup_decay: the last share of them, falling to 0.
     """
@@ -68,6 +69,7 @@ class ModelConfig:
     hidden: Positive = 128
     intermediate: Positive = 384
     heads: Positive = 4
+    vocab: Count = 0
     warmup_iterations: Count = 700
     warmup_sequences: Positive = 48
     warmup_lr: Rate = 4e-3
@@ -111,9 +113,10 @@ class MethodConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """clip_norm 0 is off; the rate rises over warmup_steps optimizer steps, then stays.
+    """clip_norm 0 is off; beta1 is the momentum of "sgd"; beta2 and eps are of "adamw" alone.
 
-    beta1 is the momentum of "sgd"; beta2 and eps belong to "adamw" alone.
+    The rate rises over warmup_steps optimizer steps, then follows `schedule` down to min_lr_share
+    of itself, which it has reached after schedule_steps (0: the steps of the run).
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -124,6 +127,9 @@ class OptimizerConfig:
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
     warmup_steps: Count = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_share: Share = 0.0
+    schedule_steps: Count = 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -134,7 +140,9 @@ class TrainConfig:
     each, instead. rollout_correction: the loss weighted with the truncated ratio of trainer to
     sampler, min(exp(old_logp - rollout_logp), rollout_correction_cap), of a token or a sequence.
     tiled_head: statistics without the logits as a whole; "auto" where these take over 256 MiB.
-    checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all.
+    checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all, any other
+    number the newest ones and the best by keep_best: "reward", the mean of the last 10 rollouts,
+    or "avg_at_k", the evaluation of these weights on the benchmark best_on ("": mean of all).
     replay_every: rollouts between two replay points (0: none), for `audit --replay`.
     """
 
@@ -147,6 +155,8 @@ class TrainConfig:
     tiled_head: Literal["auto", True, False] = "auto"
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
+    keep_best: Literal["", "reward", "avg_at_k"] = ""
+    best_on: str = ""
     replay_every: Count = 0
     keep_replays: Count = 0
 
@@ -192,3 +202,11 @@ class EvalConfig:
     temperature: NonNegative = 1.0
     top_p: PositiveShare = 1.0
     max_tokens: Count = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrackerConfig:
+    """Where else the numbers of metrics.jsonl go: a name in `TRACKERS`, and its project."""
+
+    name: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    project: str = "entropy-lab"
