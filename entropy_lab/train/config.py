@@ -26,6 +26,7 @@ from entropy_lab.train.settings import (
     RunConfig,
     TaskConfig,
     TrainConfig,
+    VllmConfig,
 )
 
 
@@ -42,6 +43,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
     eval: EvalConfig = EvalConfig()
+    vllm: VllmConfig = VllmConfig()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dicts in the layout of the TOML file."""
@@ -69,6 +71,7 @@ _SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "probe": ProbeConfig,
     "eval": EvalConfig,
+    "vllm": VllmConfig,
 }
 _OPEN_SECTIONS = ("task", "method")
 _NAMES = tuple(f"{section}.name" for section in _OPEN_SECTIONS)

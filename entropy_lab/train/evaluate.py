@@ -13,6 +13,7 @@ import torch
 
 from entropy_lab.probe.scorer import untouched_rng, without_dropout
 from entropy_lab.record import write_evals
+from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.gather import score_responses
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.prompts import encode_prompt
@@ -84,14 +85,22 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def summed_entropy(parts: Parts, responses: Responses) -> float:
-    """The sum over response tokens of the entropy of softmax(logits), nats, at temperature 1."""
+    """The sum over response tokens of the entropy of softmax(logits), nats, at temperature 1.
+
+    Raises RunError where the responses were drawn from softmax(logits) of another policy.
+    """
     score = make_score(parts.model, 1.0, parts.config.model.autocast)
     size, total = parts.config.train.micro_batch, 0.0
+    logp: list[torch.Tensor] = []
     with untouched_rng(parts.model), without_dropout(parts.model):
         for first in range(0, len(responses.mask), size):
             rows = slice(first, first + size)
-            entropy = score(model_inputs(responses, rows)).entropy  # (B, T)
-            total += float(entropy[responses.mask[rows]].double().sum())
+            stats = score(model_inputs(responses, rows))  # (B, T)
+            total += float(stats.entropy[responses.mask[rows]].double().sum())
+            logp.append(stats.logp)
+    e = parts.config.eval
+    if e.temperature == e.top_p == 1:  # else the trainer's logp would take a pass of its own
+        check_agreement(responses, torch.cat(logp), parts.engine)
     return total
 
 

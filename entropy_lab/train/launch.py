@@ -16,7 +16,7 @@ from entropy_lab.train.checkpoint import complete_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
 
-_ADDED = {"eval"}  # sections that the settings of earlier versions lack
+_ADDED = {"eval", "vllm"}  # sections that the settings of earlier versions lack
 # What may differ when a run goes on: how long, and how often it is saved.
 _RESUMABLE = ("train.rollouts", "train.checkpoint_every", "train.keep_checkpoints")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
+from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config
 from entropy_lab.train.gather import Scored, make_micros, score_responses
@@ -59,7 +60,7 @@ class Parts:
 
     def micros(self, scored: Scored, rollout: int, minibatches: int) -> list[list[Micro]]:
         """The responses as minibatches of micro-batches, with advantages and old_logp."""
-        return make_micros(
+        steps = make_micros(
             scored,
             self.probe.scorer,
             self.method,
@@ -69,6 +70,9 @@ class Parts:
             size=self.config.train.micro_batch,
             minibatches=minibatches,
         )
+        old_logp = torch.cat([m.batch.old_logp for part in steps for m in part])
+        check_agreement(scored.responses, old_logp, self.engine)
+        return steps
 
 
 def build(
@@ -79,12 +83,12 @@ def build(
         torch.set_num_threads(config.run.threads)
     task = make_task(config.task.name, **config.task.params)
     method = make_method(config.method.name, **config.method.params)
+    engine = ENGINES[config.rollout.engine](config)
     model, tokenizer = load_model(config, progress.warmup)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
-    engine = ENGINES[config.rollout.engine]()
     parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
     return parts, state, tensors
 

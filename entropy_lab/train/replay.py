@@ -26,7 +26,7 @@ from entropy_lab.train.parts import Parts, make_optimizer
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points
 from entropy_lab.train.rescore import skeleton
-from entropy_lab.train.rollout import ENGINES
+from entropy_lab.train.rollout import HFEngine
 from entropy_lab.train.tasks import make_task
 from entropy_lab.types import HELD_OUT
 
@@ -126,7 +126,7 @@ class _Stage:
                 tokenizer=self.tokenizer,
                 params=self.params,
                 optimizer=optimizer,
-                engine=ENGINES[config.rollout.engine](),
+                engine=HFEngine(),  # nothing is sampled: the responses are stored
                 probe=probe,
             )
             steps = self._minibatches(tensors, method, step)

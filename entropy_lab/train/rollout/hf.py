@@ -12,7 +12,7 @@ from torch import Tensor
 
 from entropy_lab.errors import RunError
 from entropy_lab.train.randomness import seeded
-from entropy_lab.train.rollout.base import Responses
+from entropy_lab.train.rollout.base import Responses, end_tokens, left_pad
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,8 @@ class HFEngine:
 
         Ends at any of the model's EOS tokens. Raises ValueError for an empty prompt.
         """
-        if not all(prompts):
-            raise ValueError("a prompt has no tokens: generation needs at least one")
         with _sampling(model, max_tokens, temperature) as settings, seeded(seed, model.device):
-            prompt_id, prompt_mask = _left_pad(prompts, settings.pad_token_id, model.device)
+            prompt_id, prompt_mask = left_pad(prompts, settings.pad_token_id, model.device)
             cache = _read_prompts(model, prompt_id, prompt_mask, n)
             prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
             prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
@@ -59,6 +57,14 @@ class HFEngine:
         mask = ends.long().cumsum(dim=1) - ends.long() == 0
         return Responses(prompt_id, prompt_mask, token_id, mask, ~ends.any(dim=1))
 
+    @property
+    def tolerance(self) -> float:
+        """No bound: the trainer's own model samples."""
+        return float("inf")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 @contextmanager
 def _sampling(model: Any, max_tokens: int, temperature: float) -> Iterator[Any]:
@@ -66,8 +72,7 @@ def _sampling(model: Any, max_tokens: int, temperature: float) -> Iterator[Any]:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    eos = own.eos_token_id
-    eos = [eos] if isinstance(eos, int) else list(eos or [])
+    eos, pad = end_tokens(model)
     settings = GenerationConfig(
         do_sample=True,
         temperature=temperature,
@@ -75,7 +80,7 @@ def _sampling(model: Any, max_tokens: int, temperature: float) -> Iterator[Any]:
         top_p=1.0,
         max_new_tokens=max_tokens,
         eos_token_id=eos,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else (eos or [0])[0],
+        pad_token_id=pad,
     )
     flags = [(module, module.training) for module in model.modules()]
     # generate() fills unset fields from the model: a shipped repetition penalty or top_k would
@@ -88,13 +93,6 @@ def _sampling(model: Any, max_tokens: int, temperature: float) -> Iterator[Any]:
         model.generation_config = own
         for module, training in flags:
             module.training = training
-
-
-def _left_pad(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    rows = [[pad] * (longest - len(p)) + p for p in prompts]
-    kept = [[False] * (longest - len(p)) + [True] * len(p) for p in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(kept, device=device)
 
 
 def _read_prompts(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int) -> Any:
