@@ -251,6 +251,9 @@ def engine_options(
         "max_model_len": settings.max_model_len or None,
         "enforce_eager": settings.enforce_eager,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        # A prompt read in parts draws a token that is then undrawn, which a generator on a CPU
+        # cannot do. None leaves it to vLLM.
+        "enable_chunked_prefill": None if device.type == "cuda" else False,
         "enable_sleep_mode": device.type == "cuda",
         "load_format": "dummy",
         "skip_tokenizer_init": True,
