@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from entropy_lab.train.config import Config
 from entropy_lab.train.randomness import seeded
-from entropy_lab.train.rollout import ENGINES, HFEngine, Responses
+from entropy_lab.train.rollout import ENGINES, HFEngine, Responses, VLLMEngine
+from entropy_lab.train.settings import VllmConfig
 
 EOS, PAD, SIZE = 1, 0, 12
 
@@ -157,7 +161,8 @@ def test_any_of_several_eos_tokens_ends_a_response(policy) -> None:
 
 
 def test_the_registry_names_the_engine() -> None:
-    assert ENGINES["hf"]() == HFEngine()
+    assert ENGINES["hf"](Config()) == HFEngine()
+    assert isinstance(ENGINES["vllm"](Config(vllm=VllmConfig(python=sys.executable))), VLLMEngine)
 
 
 def test_seeded_restores_the_state_even_after_an_error() -> None:

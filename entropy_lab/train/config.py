@@ -27,6 +27,7 @@ from entropy_lab.train.settings import (
     TaskConfig,
     TrackerConfig,
     TrainConfig,
+    VllmConfig,
 )
 
 
@@ -44,6 +45,7 @@ class Config:
     probe: ProbeConfig = ProbeConfig()
     eval: EvalConfig = EvalConfig()
     tracker: TrackerConfig = TrackerConfig()
+    vllm: VllmConfig = VllmConfig()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dicts in the layout of the TOML file."""
@@ -72,6 +74,7 @@ _SECTIONS: dict[str, type] = {
     "probe": ProbeConfig,
     "eval": EvalConfig,
     "tracker": TrackerConfig,
+    "vllm": VllmConfig,
 }
 _OPEN_SECTIONS = ("task", "method")
 _NAMES = tuple(f"{section}.name" for section in _OPEN_SECTIONS)

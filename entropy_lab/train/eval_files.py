@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,11 @@ def evaluate_files(
     task = _task(asked, target)
     model, tokenizer = target.load()
     benchmarks = _benchmarks(asked, task, partial(encode_prompt, tokenizer), target.config)
+    engine = ENGINES[target.config.rollout.engine](target.config)
     who = Examinee(
         model,
         tokenizer,
-        ENGINES[target.config.rollout.engine](),
+        engine,
         task,
         asked.batch or target.config.rollout.prompts * target.config.rollout.group_size,
         target.config.train.micro_batch,
@@ -85,7 +87,7 @@ def evaluate_files(
     folder = out or target.out
     make_folder(folder)
     rows = []
-    with run_lock(folder):
+    with run_lock(folder), closing(engine):
         for name, problems in benchmarks.items():
             facts = _facts(name, problems, how, who, target)
             answers = _answers(folder, facts, who, problems, how, target.step, told)

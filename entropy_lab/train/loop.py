@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,12 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     probe, minibatches = parts.probe, config.train.minibatches
     alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
     memory: State = state.get("method", parts.method.initial_state())
-    with probe, stop_request() as stop, open_tracker(config, run_dir, probe.step) as tracker:
+    with (
+        closing(parts.engine),
+        probe,
+        stop_request() as stop,
+        open_tracker(config, run_dir, probe.step) as tracker,
+    ):
         tensors = fix_probe_set(parts, tensors)
         time_eval = 0.0 if state else evaluate_if_due(parts, run_dir, progress)
         for rollout in range(state.get("rollout", 0), config.train.rollouts):

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
 from entropy_lab.record.manifest import read_info, update_info
+from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config
 from entropy_lab.train.draws import draw_prompts
@@ -24,7 +26,7 @@ from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
-from entropy_lab.train.rollout import ENGINES, HFEngine, RolloutEngine
+from entropy_lab.train.rollout import ENGINES, Responses, RolloutEngine
 from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
 from entropy_lab.train.trainable import lost_to_rounding
 
@@ -96,7 +98,8 @@ class Parts:
         """The responses as minibatches of micro-batches, with advantages and old_logp.
 
         watched: they are in no loss, so none is masked out of it and none is corrected. Raises
-        RunError where the sampler's log-probabilities are needed and its engine gave none.
+        RunError where the sampler's log-probabilities are needed and its engine gave none, and
+        where they are not the trainer's.
         """
         rules = self.rules
         if watched:
@@ -106,7 +109,7 @@ class Parts:
                 f"train.rollout_correction needs the sampler's log-probabilities, which the engine "
                 f'{self.config.rollout.engine!r} does not give: set it to "none"'
             )
-        return make_micros(
+        steps = make_micros(
             scored,
             self.probe.scorer,
             self.method,
@@ -116,6 +119,8 @@ class Parts:
             step=self.probe.step,
             minibatches=minibatches,
         )
+        check_agreement(scored.responses, old_logp_of(scored.responses, steps), self.engine)
+        return steps
 
 
 def build(
@@ -126,6 +131,7 @@ def build(
         torch.set_num_threads(config.run.threads)
     task = make_task(config.task.name, **config.task.params)
     method = make_method(config.method.name, **config.method.params)
+    engine = ENGINES[config.rollout.engine](config)
     model, tokenizer = load_model(config, progress.warmup)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
@@ -134,13 +140,21 @@ def build(
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
-    engine = ENGINES[config.rollout.engine]()
-    if isinstance(engine, HFEngine) and config.train.rollout_correction != "none":
-        engine = HFEngine(logp=True)
     parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
     parts.drawn.update(state.get("drawn", {}))
     read_data(parts, run_dir, state, progress)
     return parts, state, tensors
+
+
+def old_logp_of(responses: Responses, steps: list[list[Micro]]) -> Tensor:
+    """old_logp (B, T) of all micro-batches, in the order and width of the responses."""
+    micros = [m for part in steps for m in part]
+    width = responses.token_id.shape[1]
+    rows = torch.cat(
+        [pad(m.batch.old_logp, (0, width - m.batch.old_logp.shape[1])) for m in micros]
+    )
+    uid = torch.cat([m.batch.uid for m in micros if m.batch.uid is not None])
+    return rows[uid.argsort()]
 
 
 def on_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

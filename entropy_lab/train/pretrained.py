@@ -62,7 +62,8 @@ def outline(source: str, settings: ModelConfig) -> tuple[Any, Any]:
 
     local = _is_local(source)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    if local and not any(p for end in ("safetensors", "bin") for p in Path(source).glob(f"*.{end}")):
+    weights = [*Path(source).glob("*.safetensors"), *Path(source).glob("*.bin")]
+    if local and not weights:
         raise ConfigError(
             f"model.path = {source!r} holds no weights (*.safetensors): download all of it"
         )

@@ -27,7 +27,7 @@ from entropy_lab.train.packing import unpack
 from entropy_lab.train.parts import Parts, make_optimizer, on_device
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points
-from entropy_lab.train.rollout import ENGINES
+from entropy_lab.train.rollout import HFEngine
 from entropy_lab.train.tasks import make_task
 from entropy_lab.types import HELD_OUT
 
@@ -128,7 +128,7 @@ class _Stage:
                 tokenizer=self.tokenizer,
                 params=self.params,
                 optimizer=optimizer,
-                engine=ENGINES[config.rollout.engine](),
+                engine=HFEngine(),  # nothing is sampled: the responses are stored
                 probe=probe,
             )
             steps = self._minibatches(tensors, method, step)

@@ -91,7 +91,7 @@ class RolloutConfig:
     groups have unequal rewards, in at most max_draws batches (DAPO, arXiv 2503.14476).
     """
 
-    engine: Literal["hf"] = "hf"
+    engine: Literal["hf", "vllm"] = "hf"
     prompts: Positive = 32
     group_size: Annotated[int, Field(ge=2)] = 8
     max_tokens: Positive = 12
@@ -101,6 +101,25 @@ class RolloutConfig:
     long_prompts: Literal["refuse", "drop", "left"] = "refuse"
     dynamic_sampling: bool = False
     max_draws: Positive = 10
+
+
+@dataclass(frozen=True, config=STRICT)
+class VllmConfig:
+    """The engine "vllm" of [rollout], a process of its own beside the trainer's.
+
+    python: the interpreter that has vllm, "" for this one. dtype: "auto" is model.autocast, or the
+    trainer's. tolerance: mean |rollout_logp - old_logp| in nats that stops the run; 0 is 1e-3 in
+    float32 and 0.05 below. max_model_len: tokens of prompt and response, 0 for the model's own.
+    gpu_memory_utilization: the engine's share of the GPU while it is awake. start_timeout: seconds.
+    """
+
+    python: str = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tolerance: NonNegative = 0.0
+    max_model_len: Count = 0
+    gpu_memory_utilization: PositiveShare = 0.3
+    enforce_eager: bool = True
+    start_timeout: Rate = 600.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from entropy_lab.errors import RunError
 from entropy_lab.train.randomness import seeded
-from entropy_lab.train.rollout.base import Responses
+from entropy_lab.train.rollout.base import Responses, end_tokens, left_pad
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,11 @@ class HFEngine:
 
         Ends at any of the model's EOS tokens. Raises ValueError for an empty prompt.
         """
-        if not all(prompts):
-            raise ValueError("a prompt has no tokens: generation needs at least one")
         with (
             _sampling(model, max_tokens, temperature, top_p) as settings,
             seeded(seed, model.device),
         ):
-            prompt_id, prompt_mask = _left_pad(prompts, settings.pad_token_id, model.device)
+            prompt_id, prompt_mask = left_pad(prompts, settings.pad_token_id, model.device)
             cache = _read_prompts(model, prompt_id, prompt_mask, n)
             prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
             prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
@@ -72,6 +70,14 @@ class HFEngine:
         logp = None if sampled is None else sampled.of(token_id)
         return Responses(prompt_id, prompt_mask, token_id, mask, ~ends.any(dim=1), logp)
 
+    @property
+    def tolerance(self) -> float:
+        """No bound: the trainer's own model samples."""
+        return float("inf")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class SampledLogp:
     """A logits processor that changes nothing: at each step it notes log softmax(logits / T) of
@@ -93,22 +99,20 @@ class SampledLogp:
         assert self._last is not None
         return torch.cat([*self._known, self._last.gather(1, token_id[:, -1:])], dim=1)
 
-
 @contextmanager
 def _sampling(model: Any, max_tokens: int, temperature: float, top_p: float) -> Iterator[Any]:
     """Plain sampling settings, with the model in eval mode and its own settings set aside."""
     from transformers import GenerationConfig
 
     own = model.generation_config
-    eos = own.eos_token_id
-    eos = [eos] if isinstance(eos, int) else list(eos or [])
+    eos, pad = end_tokens(model)
     drawn = {"temperature": temperature, "top_k": 0, "top_p": top_p} if temperature else {}
     settings = GenerationConfig(
         do_sample=temperature != 0,
         **drawn,
         max_new_tokens=max_tokens,
         eos_token_id=eos,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else (eos or [0])[0],
+        pad_token_id=pad,
     )
     flags = [(module, module.training) for module in model.modules()]
     # generate() fills unset fields from the model: a shipped repetition penalty or top_k would
@@ -121,13 +125,6 @@ def _sampling(model: Any, max_tokens: int, temperature: float, top_p: float) -> 
         model.generation_config = own
         for module, training in flags:
             module.training = training
-
-
-def _left_pad(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    rows = [[pad] * (longest - len(p)) + p for p in prompts]
-    kept = [[False] * (longest - len(p)) + [True] * len(p) for p in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(kept, device=device)
 
 
 def _read_prompts(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int) -> Any:
