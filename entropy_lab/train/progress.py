@@ -50,10 +50,6 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def say(self, line: str) -> None:
-        """A line that stays, above the live ones."""
-        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
-
     def warmup(self, done: int, total: int, loss: float) -> None:
         """Iterations of the warm-up: shown while the model is made, which happens once."""
         if done == 1:
@@ -64,6 +60,10 @@ class Progress:
         self._show(done, total, f"{text} · {_clock(left)} left", "")
         if done == total:
             self._fifth = -1
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of evals.parquet: the largest k of each benchmark stays in the line."""
