@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,8 @@ from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.train import loop
 from entropy_lab.train.config import load_config
 from entropy_lab.train.launch import run_training
-from entropy_lab.train.tasks import Data, Place, make_task
+from entropy_lab.train.parts import Parts
+from entropy_lab.train.tasks import Data, Place, Problem, make_task
 from tiny import assert_same_run
 
 
@@ -227,17 +229,37 @@ def test_two_validation_files_of_one_name_are_refused(files: Path, tmp_path: Pat
         task.source(lambda prompt: [0])
 
 
+def test_what_replaces_problems_of_a_rollout_takes_the_next_of_its_stream(files: Path) -> None:
+    """As does the next rollout: eleven draws ask every problem once, whatever their sizes."""
+    config = load_config(None, settings(files))
+    parts = Parts(config, make_task("data", **config.task.params), *[None] * 7)
+    parts.tokenizer = SimpleNamespace(chat_template="", encode=lambda text: [0])
+    draws = [("rollout", 0, 4), ("rollout replacement 1", 0, 2), ("fixed", 0, 3)]
+    draws += [("rollout replacement 2", 0, 1), ("rollout", 1, 4)]
+    found = {(name, number): parts.draw(n, name, number) for name, number, n in draws}
+    fixed = found.pop(("fixed", 0))
+    assert parts.drawn == {"rollout": 11, "fixed": 3} and len(fixed) == 3
+    asked = [p for problems in found.values() for p in problems]
+    assert len({p.prompt_id for p in asked}) == len(asked) == 11
+    resumed = Parts(config, parts.task, *[None] * 7, drawn={"rollout": 7})
+    resumed.tokenizer = parts.tokenizer
+    assert resumed.draw(4, "rollout", 1) == found["rollout", 1]
+
+
 def test_streams_are_their_own_and_benchmarks_hold_each_problem_once(
     files: Path, tmp_path: Path
 ) -> None:
     parquet(tmp_path / "often.parquet", [row for row in verl_rows(5) for _ in range(32)])
     task = Data(train=[f"{files}/train.parquet"], validation=[f"{tmp_path}/often.parquet"])
     source = task.source(lambda prompt: [0])
-    rollout = source.draw(11, Place(0, "rollout", 0, 0))
-    assert source.draw(11, Place(0, "rollout", 9, 0)) == rollout  # the number is no matter
-    assert source.draw(4, Place(0, "rollout", 1, 7)) == rollout[7:]
-    assert source.draw(11, Place(0, "fixed", 0, 0)) != rollout
-    assert source.draw(11, Place(1, "rollout", 0, 0)) != rollout
+
+    def drawn(n: int, seed: int, stream: str, first: int) -> list[Problem]:
+        return source.draw(n, Place(seed, f"{stream} of any name", first + 9, stream, first))
+
+    rollout = drawn(11, 0, "rollout", 0)
+    assert len({p.prompt_id for p in rollout}) == 11
+    assert drawn(4, 0, "rollout", 7) == rollout[7:]
+    assert drawn(11, 0, "fixed", 0) != rollout and drawn(11, 1, "rollout", 0) != rollout
     answers = [p.answer for p in source.benchmarks(0)["often"]]
     assert answers == ["0", "2", "4", "6", "8"]
     assert [p.answer for p in source.benchmarks(2)["often"]] == ["0", "2"]

@@ -55,10 +55,16 @@ class Parts:
         return self.task.source(partial(encode_prompt, self.tokenizer))
 
     def draw(self, prompts: int, name: str, number: int) -> list[Problem]:
-        """The next problems of a stream: a function of seed, name, number and how many before."""
-        first = self.drawn.get(name, 0)
-        self.drawn[name] = first + prompts
-        return self.source.draw(prompts, Place(self.config.run.seed, name, number, first))
+        """The next problems of a stream: a function of seed, name, number and how many before.
+
+        The stream is the first word of the name: problems that replace others of a rollout come
+        from where its own came from.
+        """
+        stream = name.partition(" ")[0]
+        first = self.drawn.get(stream, 0)
+        self.drawn[stream] = first + prompts
+        place = Place(self.config.run.seed, name, number, stream, first)
+        return self.source.draw(prompts, place)
 
     def sample(self, prompts: int, name: str, number: int) -> Scored:
         """Responses to fresh problems with their rewards: a function of weights and seed."""

@@ -51,10 +51,6 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def say(self, line: str) -> None:
-        """A line that stays, above the live ones."""
-        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
-
     def warmup(self, done: int, total: int, loss: float) -> None:
         """Iterations of the warm-up: shown while the model is made, which happens once."""
         if done == 1:

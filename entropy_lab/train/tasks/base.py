@@ -38,13 +38,14 @@ def prompt_text(prompt: Prompt) -> str:
 class Place:
     """Where a draw of problems stands, which is all that it may depend on.
 
-    seed: run.seed; name: the stream ("rollout", "fixed"); number: of the draw within it; first:
-    how many problems of the stream were drawn before.
+    seed: run.seed; name and number: of the draw; stream: what it is a part of ("rollout",
+    "fixed"); first: how many problems of the stream were drawn before.
     """
 
     seed: int
     name: str
     number: int
+    stream: str
     first: int
 
 

@@ -61,8 +61,8 @@ class DataSource:
         return {prompt_text(prompt): prompt for prompt in prompts}
 
     def draw(self, n: int, place: Place) -> list[Problem]:
-        """The next n problems of the stream `place.name`, after the `place.first` before them."""
-        rows = self.order.rows(f"{place.seed} {place.name} problems", place.first, n)
+        """The next n problems of the stream `place.stream`, after the `place.first` before them."""
+        rows = self.order.rows(f"{place.seed} {place.stream} problems", place.first, n)
         return [self._problems[row] for row in rows]
 
     def benchmarks(self, n: int) -> dict[str, list[Problem]]:
