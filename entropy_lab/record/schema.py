@@ -81,6 +81,8 @@ SAMPLE_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "uid": (pa.int64(), "", "response: rollout << 32 | prompt * G + sample"),
     "prompt_id": (pa.int64(), "", "problem that the prompt states"),
     "reward": (pa.float32(), "", "reward of the response"),
+    "accuracy": (pa.float32(), "", "how right the response is, before any shaping of the reward"),
+    "note": (pa.string(), "", "why the reward is what it is, empty where nothing is to be said"),
     "advantage": (pa.float32(), "", "advantage of the response"),
     "length": (pa.int32(), "tokens", "response tokens, end token included"),
     "truncated": (pa.bool_(), "", "the response met the length limit"),

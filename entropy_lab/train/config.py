@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.checks import check_together
 from entropy_lab.train.messages import explain, nearest, shown
+from entropy_lab.train.rewards.settings import RewardConfig
 from entropy_lab.train.settings import (
     STRICT,
     EvalConfig,
@@ -46,6 +47,7 @@ class Config:
     eval: EvalConfig = EvalConfig()
     tracker: TrackerConfig = TrackerConfig()
     vllm: VllmConfig = VllmConfig()
+    reward: RewardConfig = RewardConfig()
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dicts in the layout of the TOML file."""
@@ -75,6 +77,7 @@ _SECTIONS: dict[str, type] = {
     "eval": EvalConfig,
     "tracker": TrackerConfig,
     "vllm": VllmConfig,
+    "reward": RewardConfig,
 }
 _OPEN_SECTIONS = ("task", "method")
 _NAMES = tuple(f"{section}.name" for section in _OPEN_SECTIONS)

@@ -36,7 +36,7 @@ def describe(config: Config, out: Path) -> str:
     task = make_task(config.task.name, **config.task.params)
     model, tokenizer = _outline(config, task)
     source = task.source(partial(encode_prompt, tokenizer))
-    problems = source.draw(_DRAWN, Place(config.run.seed, "dry run", 0, 0))
+    problems = source.draw(_DRAWN, Place(config.run.seed, "dry run", 0, "dry run", 0))
     lengths = sorted(len(encode_prompt(tokenizer, p.prompt)) for p in problems)
     if not lengths[0]:
         raise ConfigError(

@@ -24,6 +24,7 @@ from entropy_lab.train.evaluate import chosen_k
 from entropy_lab.train.exam import Examinee, Sampling, ask, portions, summary
 from entropy_lab.train.messages import explain
 from entropy_lab.train.prompts import encode_prompt
+from entropy_lab.train.rewards import make_rewarder
 from entropy_lab.train.rollout import ENGINES
 from entropy_lab.train.tasks import Data, Encode, Problem, Task, make_task
 
@@ -79,7 +80,7 @@ def evaluate_files(
         model,
         tokenizer,
         engine,
-        task,
+        make_rewarder(target.config.reward, task),
         asked.batch or target.config.rollout.prompts * target.config.rollout.group_size,
         target.config.train.micro_batch,
         target.config.model.autocast,
@@ -87,9 +88,9 @@ def evaluate_files(
     folder = out or target.out
     make_folder(folder)
     rows = []
-    with run_lock(folder), closing(engine):
+    with run_lock(folder), closing(engine), who.rewarder:
         for name, problems in benchmarks.items():
-            facts = _facts(name, problems, how, who, target)
+            facts = _facts(name, problems, how, who, task, target)
             answers = _answers(folder, facts, who, problems, how, target.step, told)
             rows += summary(name, target.step, answers, how, ks)
             write_evals(folder, rows)
@@ -125,7 +126,12 @@ def _answers(
 
 
 def _facts(
-    name: str, problems: list[Problem], how: Sampling, who: Examinee, target: Target
+    name: str,
+    problems: list[Problem],
+    how: Sampling,
+    who: Examinee,
+    task: Task,
+    target: Target,
 ) -> dict[str, Any]:
     """All that the responses depend on: equal facts, equal responses."""
     ids = hashlib.blake2b(repr([p.prompt_id for p in problems]).encode(), digest_size=8)
@@ -137,7 +143,8 @@ def _facts(
         "weights": target.identity,
         "batch": who.batch,
         "engine": target.config.rollout.engine,
-        "task": who.task.name,
+        "task": task.name,
+        "reward": asdict(target.config.reward),
         **asdict(how),
     }
 

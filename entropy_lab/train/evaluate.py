@@ -45,7 +45,7 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
         parts.model,
         parts.tokenizer,
         parts.engine,
-        parts.task,
+        parts.rewarder,
         # As many responses at a time as a rollout has, since these are known to fit.
         batch=config.rollout.prompts * config.rollout.group_size,
         micro_batch=config.train.micro_batch,

@@ -16,8 +16,9 @@ from entropy_lab.train.pass_at_k import pass_rows
 from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
+from entropy_lab.train.rewards import Rewarder
 from entropy_lab.train.rollout import Responses, RolloutEngine
-from entropy_lab.train.tasks import Problem, Task, prompt_text
+from entropy_lab.train.tasks import Problem, prompt_text
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Examinee:
-    """The policy that is asked, and the task that grades it.
+    """The policy that is asked, and the rewarder that grades it.
 
     batch: responses drawn at a time; micro_batch, micro_tokens: as in [train], of entropy passes.
     """
@@ -41,7 +42,7 @@ class Examinee:
     model: Any
     tokenizer: Any
     engine: RolloutEngine
-    task: Task
+    rewarder: Rewarder
     batch: int
     micro_batch: int
     autocast: str
@@ -71,27 +72,30 @@ def ask(
     for number, done in enumerate(range(0, how.samples, who.batch)):
         n = min(who.batch, how.samples - done)
         name = f"eval {step}" + (f" round {number}" if number else "")
+        seed = sampling_seed(how.seed, name, first)
         responses = who.engine.generate(
             who.model,
             [encode_prompt(who.tokenizer, p.prompt) for p in part],
             n=n,
             max_tokens=how.max_tokens,
             temperature=how.temperature,
-            seed=sampling_seed(how.seed, name, first),
+            seed=seed,
             top_p=how.top_p,
         )
-        texts, rewards, accuracies = graded(who, responses, part)
+        scored = score_responses(
+            responses, part, who.rewarder, who.tokenizer, max_tokens=how.max_tokens, seed=seed
+        )
         entropy, length = summed_entropy(who, responses), responses.mask.sum(1).tolist()
         truncated = responses.truncated.tolist()
-        for i, text in enumerate(texts):
+        for i, text in enumerate(scored.texts):
             problem = part[i // n]
             rows.append(
                 {
                     "problem": first + i // n,
                     "sample": done + i % n,
                     "prompt_id": problem.prompt_id,
-                    "reward": rewards[i],
-                    "accuracy": accuracies[i],
+                    "reward": float(scored.reward[i]),
+                    "accuracy": float(scored.accuracy[i]),
                     "length": length[i],
                     "truncated": truncated[i],
                     "entropy": entropy[i],
@@ -102,15 +106,6 @@ def ask(
                 }
             )
     return sorted(rows, key=lambda row: (row["problem"], row["sample"]))
-
-
-def graded(
-    who: Examinee, responses: Responses, problems: list[Problem]
-) -> tuple[list[str], list[float], list[float]]:
-    """(texts, rewards, accuracies) of responses: the one place where evaluation asks for them."""
-    scored = score_responses(responses, problems, who.task, who.tokenizer)
-    reward = scored.reward.double()
-    return scored.texts, reward.tolist(), (reward == 1).double().tolist()
 
 
 def answer_text(answer: Any) -> str:

@@ -16,8 +16,9 @@ from entropy_lab.probe.scorer import Scorer
 from entropy_lab.stats import state_hash
 from entropy_lab.train.layout import Layout
 from entropy_lab.train.policy import Micro, model_inputs
+from entropy_lab.train.rewards import Rewarder
 from entropy_lab.train.rollout import Responses
-from entropy_lab.train.tasks import Problem, Task, prompt_text
+from entropy_lab.train.tasks import Problem, prompt_text
 from entropy_lab.types import TokenBatch
 
 
@@ -25,14 +26,17 @@ from entropy_lab.types import TokenBatch
 class Scored:
     """The responses of one rollout with their texts and rewards (B,).
 
-    left_out: groups that were drawn and are not trained on; facts: numbers about the draw for the
-    log.
+    accuracy (B,): how right they are, before any shaping; note: why, "" where nothing is to be
+    said. left_out: groups that were drawn and are not trained on; facts: numbers about the draw
+    for the log.
     """
 
     responses: Responses
     problems: list[Problem]
     texts: list[str]
     reward: Tensor
+    accuracy: Tensor
+    note: list[str]
     group_size: int
     left_out: Scored | None = None
     facts: dict[str, float] | None = None
@@ -43,7 +47,15 @@ class Scored:
         rows = [g * n + i for g in chosen for i in range(n)]
         index = torch.tensor(rows, dtype=torch.long, device=self.reward.device)
         problems, texts = [self.problems[g] for g in chosen], [self.texts[i] for i in rows]
-        return Scored(self.responses.rows(index), problems, texts, self.reward[index], n)
+        return Scored(
+            self.responses.rows(index),
+            problems,
+            texts,
+            self.reward[index],
+            self.accuracy[index],
+            [self.note[i] for i in rows],
+            n,
+        )
 
     @staticmethod
     def cat(parts: Sequence[Scored]) -> Scored:
@@ -53,20 +65,32 @@ class Scored:
             [problem for p in parts for problem in p.problems],
             [text for p in parts for text in p.texts],
             torch.cat([p.reward for p in parts]),
+            torch.cat([p.accuracy for p in parts]),
+            [note for p in parts for note in p.note],
             parts[0].group_size,
         )
 
 
 def score_responses(
-    responses: Responses, problems: list[Problem], task: Task, tokenizer: Any
+    responses: Responses,
+    problems: list[Problem],
+    rewarder: Rewarder,
+    tokenizer: Any,
+    *,
+    max_tokens: int,
+    seed: int,
 ) -> Scored:
-    """Decode every response and ask the task for its reward."""
+    """Decode every response and grade it; max_tokens: the most that one could have."""
     group_size = len(responses.token_id) // len(problems)
     ids = [t[m].tolist() for t, m in zip(responses.token_id, responses.mask, strict=True)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    rewards = [task.reward(text, problems[i // group_size]) for i, text in enumerate(texts)]
-    reward = torch.tensor(rewards, device=responses.token_id.device)
-    return Scored(responses, problems, texts, reward, group_size)
+    each = [problems[i // group_size] for i in range(len(texts))]
+    lengths = [len(row) for row in ids]
+    graded = rewarder.grade(texts, each, lengths=lengths, max_tokens=max_tokens, seed=seed)
+    reward, accuracy = (
+        torch.tensor(v, device=responses.token_id.device) for v in (graded.reward, graded.accuracy)
+    )
+    return Scored(responses, problems, texts, reward, accuracy, graded.note, group_size)
 
 
 class Rules(NamedTuple):
@@ -222,6 +246,8 @@ def _told(scored: Scored, rollout: int, step: int) -> dict[str, Any]:
         "rollout": np.full(count, rollout, np.int64),
         "prompt_id": np.array([p.prompt_id for p in problems], np.int64),
         "reward": scored.reward.float().cpu().numpy(),
+        "accuracy": scored.accuracy.float().cpu().numpy(),
+        "note": scored.note,
         "prompt": [prompt_text(p.prompt) for p in problems],
         "response": scored.texts,
         "step": np.full(count, step, np.int64),

@@ -20,7 +20,8 @@ from entropy_lab.train.dry_run import describe
 from entropy_lab.train.pretrained import device_of
 from entropy_lab.train.schedule import scheduled_steps
 
-_ADDED = {"eval", "tracker", "vllm"}  # sections that the settings of earlier versions lack
+# Sections that the settings of earlier versions lack.
+_ADDED = {"eval", "tracker", "vllm", "reward"}
 # What may differ when a run goes on: how long, how often it is saved, and who else is told.
 _RESUMABLE = (
     "train.rollouts",

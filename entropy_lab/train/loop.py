@@ -46,6 +46,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     memory: State = state.get("method", parts.method.initial_state())
     with (
         closing(parts.engine),
+        parts.rewarder,
         probe,
         stop_request() as stop,
         open_tracker(config, run_dir, probe.step) as tracker,

@@ -26,6 +26,7 @@ from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.randomness import sampling_seed
+from entropy_lab.train.rewards import Rewarder, make_rewarder
 from entropy_lab.train.rollout import ENGINES, Responses, RolloutEngine
 from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
 from entropy_lab.train.trainable import lost_to_rounding
@@ -47,6 +48,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     engine: RolloutEngine
     probe: Probe
+    rewarder: Rewarder
     drawn: dict[str, int] = field(default_factory=dict)
 
     @cached_property
@@ -70,15 +72,18 @@ class Parts:
         """Responses to fresh problems with their rewards: a function of weights and seed."""
         config = self.config
         problems, ids, facts = draw_prompts(self, prompts, name, number)
+        seed, most = sampling_seed(config.run.seed, name, number), config.rollout.max_tokens
         responses = self.engine.generate(
             self.model,
             ids,
             n=config.rollout.group_size,
-            max_tokens=config.rollout.max_tokens,
+            max_tokens=most,
             temperature=config.rollout.temperature,
-            seed=sampling_seed(config.run.seed, name, number),
+            seed=seed,
         )
-        scored = score_responses(responses, problems, self.task, self.tokenizer)
+        scored = score_responses(
+            responses, problems, self.rewarder, self.tokenizer, max_tokens=most, seed=seed
+        )
         reward = scored.reward
         if config.rollout.truncated == "zero":
             reward = reward.masked_fill(responses.truncated, 0.0)
@@ -146,7 +151,10 @@ def build(
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
-    parts = Parts(config, task, method, model, tokenizer, params, optimizer, engine, probe)
+    rewarder = make_rewarder(config.reward, task)
+    parts = Parts(
+        config, task, method, model, tokenizer, params, optimizer, engine, probe, rewarder
+    )
     parts.drawn.update(state.get("drawn", {}))
     read_data(parts, run_dir, state, progress)
     return parts, state, tensors

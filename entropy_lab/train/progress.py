@@ -62,10 +62,14 @@ class Progress:
         if done == total:
             self._fifth = -1
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the live ones."""
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def say_once(self, texts: Mapping[str, str]) -> None:
         """A line for each kind that has not been told before."""
         for kind in (k for k in texts if k not in self._said):
-            self.console.print(texts[kind], soft_wrap=True, highlight=False)
+            self.say(texts[kind])
         self._said |= texts.keys()
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -27,6 +27,7 @@ from entropy_lab.train.packing import unpack
 from entropy_lab.train.parts import Parts, make_optimizer, on_device
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points
+from entropy_lab.train.rewards import make_rewarder
 from entropy_lab.train.rollout import HFEngine
 from entropy_lab.train.tasks import make_task
 from entropy_lab.types import HELD_OUT
@@ -120,9 +121,10 @@ class _Stage:
         own = make_method(config.method.name, **config.method.params) == method
         memory = state["method"] if own else method.initial_state()
         with self._probe(optimizer, out, step) as probe:
+            task = make_task(config.task.name, **config.task.params)
             parts = Parts(
                 config=config,
-                task=make_task(config.task.name, **config.task.params),
+                task=task,
                 method=method,
                 model=self.model,
                 tokenizer=self.tokenizer,
@@ -130,6 +132,7 @@ class _Stage:
                 optimizer=optimizer,
                 engine=HFEngine(),  # nothing is sampled: the responses are stored
                 probe=probe,
+                rewarder=make_rewarder(config.reward, task),
             )
             steps = self._minibatches(tensors, method, step)
             memory = loop.begin_rollout(parts, steps, memory)

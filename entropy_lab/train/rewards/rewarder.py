@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 from entropy_lab.errors import ConfigError, nearest
 from entropy_lab.train.rewards.judge import Judge, RandomJudge, TaskJudge
@@ -102,26 +100,21 @@ def make_rewarder(config: RewardConfig, task: Task) -> Rewarder:
 
 def _judge(config: RewardConfig, task: Task) -> Judge:
     name = config.name
+    # The answers of data files are graded as mathematics, which one process does too slowly.
+    if name == "math" or (name == "task" and task.name == "data"):
+        return MathJudge(Pool(config.workers, config.timeout))
     if name == "task":
         return TaskJudge(task)
-    if name == "math":
-        return MathJudge(Pool(config.workers, config.timeout))
     if name == "random":
         return RandomJudge(task, config.value, config.probability)
     if name == "constant":
         return RandomJudge(task, config.value, 1.0)
     if name == "code":
-        return _code_judge(config)
+        from entropy_lab.train.rewards.code_judge import make_judge
+
+        return make_judge(config)
     if ".py" in name:
         return user_judge(name)
     raise ConfigError(
         f"unknown reward.name {name!r}: {nearest(name, NAMES)}, FILE.py:CALLABLE with {FORMS}"
     )
-
-
-def _code_judge(config: RewardConfig) -> Any:
-    try:
-        module = import_module("entropy_lab.train.rewards.code")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f'reward.name = "code" is not available here: {error}') from error
-    return module.make_judge(config)

@@ -15,7 +15,9 @@ class RewardConfig:
     workers: processes that grade; timeout: seconds that one response may take. format_weight:
     added where an answer is stated as asked for; overlong_buffer: tokens before max_tokens over
     which a penalty rises to overlong_penalty (0: off). value: the reward of "constant", and of
-    "random" with that probability (else 0).
+    "random" with that probability (else 0). For "code": memory_mb of one program, total_timeout of
+    all tests of one response, partial: the share of tests passed instead of all or nothing;
+    allow_unsandboxed accepts to run code of the model where nothing isolates it.
     """
 
     name: str = "task"
@@ -26,3 +28,7 @@ class RewardConfig:
     overlong_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     value: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     probability: Annotated[float, Field(ge=0, le=1)] = 0.5
+    memory_mb: Annotated[int, Field(ge=16)] = 1024
+    total_timeout: Annotated[float, Field(ge=0.1, le=36000)] = 60.0
+    partial: bool = False
+    allow_unsandboxed: bool = False
