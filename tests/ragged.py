@@ -49,7 +49,8 @@ def ragged(count: int = 16) -> Scored:
     )
     reward = torch.randint(0, 2, (count,), generator=g).float()
     reward[::GROUP], reward[1::GROUP] = 0.0, 1.0
-    return Scored(responses, [SimpleNamespace()] * 4, [""] * count, reward, GROUP)  # type: ignore
+    problems, empty = [SimpleNamespace()] * 4, [""] * count
+    return Scored(responses, problems, empty, reward, reward, empty, GROUP)  # type: ignore
 
 
 class Plain:

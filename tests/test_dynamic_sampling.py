@@ -34,6 +34,8 @@ def drawn(name: str, rewards: list[list[float]]) -> Scored:
         [SimpleNamespace(prompt_id=f"{name}{g}") for g in range(len(rewards))],  # type: ignore
         [f"{name}{i // 4}.{i % 4}" for i in range(count)],
         torch.tensor(rewards).flatten(),
+        torch.tensor(rewards).flatten(),
+        [""] * count,
         4,
     )
 

@@ -232,7 +232,7 @@ def test_two_validation_files_of_one_name_are_refused(files: Path, tmp_path: Pat
 def test_what_replaces_problems_of_a_rollout_takes_the_next_of_its_stream(files: Path) -> None:
     """As does the next rollout: eleven draws ask every problem once, whatever their sizes."""
     config = load_config(None, settings(files))
-    parts = Parts(config, make_task("data", **config.task.params), *[None] * 7)
+    parts = Parts(config, make_task("data", **config.task.params), *[None] * 8)
     parts.tokenizer = SimpleNamespace(chat_template="", encode=lambda text: [0])
     draws = [("rollout", 0, 4), ("rollout replacement 1", 0, 2), ("fixed", 0, 3)]
     draws += [("rollout replacement 2", 0, 1), ("rollout", 1, 4)]
@@ -241,7 +241,7 @@ def test_what_replaces_problems_of_a_rollout_takes_the_next_of_its_stream(files:
     assert parts.drawn == {"rollout": 11, "fixed": 3} and len(fixed) == 3
     asked = [p for problems in found.values() for p in problems]
     assert len({p.prompt_id for p in asked}) == len(asked) == 11
-    resumed = Parts(config, parts.task, *[None] * 7, drawn={"rollout": 7})
+    resumed = Parts(config, parts.task, *[None] * 8, drawn={"rollout": 7})
     resumed.tokenizer = parts.tokenizer
     assert resumed.draw(4, "rollout", 1) == found["rollout", 1]
 
