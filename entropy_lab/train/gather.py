@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from entropy_lab.train.policy import Micro, model_inputs
 from entropy_lab.train.rewards import Rewarder
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import Problem, prompt_text
-from entropy_lab.types import TokenBatch
+from entropy_lab.types import TokenBatch, TokenStats
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,15 @@ def make_micros(
     seed: int,
     step: int,
     minibatches: int,
+    forward: Callable[[Any], TokenStats] | None = None,
 ) -> list[list[Micro]]:
     """The rollout's minibatches, consecutive responses each, as lists of micro-batches.
 
     old_logp and old_entropy come from the trainer's own pass over each micro-batch, in the very
     layout of the loss; advantages from the whole rollout. A response that is masked out of the loss
     has no token in `batch.mask`, so no mean counts it; its reward is in its group's baseline.
+    forward: the loss forward, which serves as that pass of the first micro-batch, before whose loss
+    no weight moves. Only that one keeps its graph, so no more memory is needed than for one.
     """
     responses, count = scored.responses, len(scored.reward)
     index = torch.arange(count, device=responses.token_id.device)
@@ -133,10 +136,11 @@ def make_micros(
         "reward": scored.reward,
     }
 
-    def micro(rows: Tensor | slice, age: int) -> Micro:
+    def micro(rows: Tensor | slice, age: int, first: bool) -> Micro:
         part = rules.layout.cut(responses, rows)
         inputs = model_inputs(part)
-        old, mask = scorer.measure(inputs), part.mask
+        graph = forward(inputs) if forward is not None and first else None
+        old, mask = scorer.measure(inputs) if graph is None else graph.detach(), part.mask
         weight = None
         if rules.correction is not None and part.logp is not None:
             weight = sampler_weight(old.logp, part.logp, mask, *rules.correction)
@@ -158,11 +162,15 @@ def make_micros(
             step=step + age,
             **own,
         )
-        return Micro(inputs, batch)
+        return Micro(inputs, batch, graph)
 
     size = count // minibatches
     steps = [rules.layout.micros(responses, a, a + size) for a in range(0, count, size)]
-    return advantages(method, [[micro(r, age) for r in part] for age, part in enumerate(steps)])
+    made = [
+        [micro(rows, age, first=age == k == 0) for k, rows in enumerate(part)]
+        for age, part in enumerate(steps)
+    ]
+    return advantages(method, made)
 
 
 def advantages(method: Intervention, steps: list[list[Micro]]) -> list[list[Micro]]:
@@ -178,7 +186,7 @@ def advantages(method: Intervention, steps: list[list[Micro]]) -> list[list[Micr
         for m in part:
             size, width = m.batch.mask.shape
             own = advantage[first : first + size, :width]
-            out[-1].append(Micro(m.inputs, replace(m.batch, advantage=own)))
+            out[-1].append(replace(m, batch=replace(m.batch, advantage=own)))
             first += size
     return out
 

@@ -132,7 +132,7 @@ def update(
     config, probe, method = parts.config, parts.probe, parts.method
     set_lr(parts.optimizer, config, probe.step)
     stats, batches = known_stats(parts, micros), [m.batch for m in micros]
-    forwards: list[TokenStats | None] = [None] * len(micros)
+    forwards = [m.forward for m in micros]
     empty = not any(bool(batch.mask.any()) for batch in batches)
     if "influence_marginal" in method.needs and not empty:
         forwards, batches, memory = look_ahead(parts, micros, memory)

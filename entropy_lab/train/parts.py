@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from entropy_lab.errors import RunError
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
+from entropy_lab.probe.scorer import active_dropout
 from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.checkpoint import load_checkpoint
@@ -120,6 +121,8 @@ class Parts:
                 f"train.rollout_correction needs the sampler's log-probabilities, which the engine "
                 f'{self.config.rollout.engine!r} does not give: set it to "none"'
             )
+        # A method that reads statistics, or dropout, wants a pass without gradients of its own.
+        own = bool(self.method.needs) or bool(active_dropout(self.model))
         steps = make_micros(
             scored,
             self.probe.scorer,
@@ -129,6 +132,7 @@ class Parts:
             seed=self.config.run.seed,
             step=self.probe.step,
             minibatches=minibatches,
+            forward=None if own or watched else self.probe.meters.forward,
         )
         check_agreement(scored.responses, old_logp_of(scored.responses, steps), self.engine)
         return steps

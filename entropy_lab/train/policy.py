@@ -33,10 +33,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Micro:
-    """Rows that share one forward pass: what the model reads and what the loss reads."""
+    """Rows that share one forward pass: what the model reads and what the loss reads.
+
+    forward: the loss forward where it has been made already, for one backward.
+    """
 
     inputs: Inputs
     batch: TokenBatch
+    forward: TokenStats | None = None
 
     def pair(self) -> tuple[Inputs, TokenBatch]:
         return self.inputs, self.batch

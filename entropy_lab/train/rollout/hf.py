@@ -1,19 +1,18 @@
-"""Rollouts with transformers' `generate`; the prompts of a group are read once."""
+"""Rollouts in the trainer's own process: the prompt of a group is read once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from entropy_lab.errors import RunError
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout.base import Responses, end_tokens, left_pad
+from entropy_lab.train.rollout.sampling import generate, sample
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,14 @@ class HFEngine:
             seeded(seed, model.device),
         ):
             prompt_id, prompt_mask = left_pad(prompts, settings.pad_token_id, model.device)
-            cache = _read_prompts(model, prompt_id, prompt_mask, n)
-            prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
-            prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
             sampled = SampledLogp(temperature) if self.logp else None
-            try:
-                full = model.generate(
-                    input_ids=prompt_id,
-                    attention_mask=prompt_mask.long(),
-                    past_key_values=cache,
-                    generation_config=settings,
-                    logits_processor=None if sampled is None else [sampled],
-                )
-            except RuntimeError as error:
-                if "probability tensor" not in str(error):
-                    raise
-                raise RunError(
-                    "cannot sample: the model's logits are not finite, so training has diverged; "
-                    "lower optimizer.lr and start anew"
-                ) from error
-        token_id = full[:, prompt_id.shape[1] :]  # (B, T)
+            if sampled is None and temperature > 0 and top_p == 1:
+                token_id = sample(model, prompt_id, prompt_mask, n, settings)  # (B, T)
+            else:
+                told = [] if sampled is None else [sampled]
+                token_id = generate(model, prompt_id, prompt_mask, n, settings, told)
+        prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
+        prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
         ends = torch.isin(token_id, torch.tensor(settings.eos_token_id, device=token_id.device))
         mask = ends.long().cumsum(dim=1) - ends.long() == 0
         logp = None if sampled is None else sampled.of(token_id)
@@ -125,28 +112,3 @@ def _sampling(model: Any, max_tokens: int, temperature: float, top_p: float) -> 
         model.generation_config = own
         for module, training in flags:
             module.training = training
-
-
-def _read_prompts(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int) -> Any:
-    """Keys and values of all prompt tokens but the last, computed once and copied n times.
-
-    None where some prompt has nothing before its last token.
-    """
-    from transformers import DynamicCache
-
-    before = prompt_mask[:, :-1]
-    if not before.any(dim=1).all():
-        return None
-    cache = DynamicCache(config=model.config)
-    position = {"position_ids": (before.long().cumsum(dim=1) - 1).clamp_min(0)}
-    if "position_ids" not in signature(model.base_model.forward).parameters:
-        position = {}  # a model that finds its positions in the mask, or has none
-    model.base_model(
-        input_ids=prompt_id[:, :-1],
-        attention_mask=before.long(),
-        **position,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    cache.batch_repeat_interleave(n)
-    return cache
