@@ -18,7 +18,7 @@ from entropy_lab.train.layout import Layout
 from entropy_lab.train.policy import Micro, model_inputs
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import Problem, Task, prompt_text
-from entropy_lab.types import TokenBatch
+from entropy_lab.types import TokenBatch, TokenStats
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def make_micros(
     """
     responses, count = scored.responses, len(scored.reward)
     index = torch.arange(count, device=responses.token_id.device)
-    fields = {
+    known = {
         "state": state_hash(responses.prompt_id, responses.prompt_mask, responses.token_id),
         "uid": (rollout << 32) + index,
         "group": rollout * rules.groups + index // scored.group_size,
@@ -112,33 +112,33 @@ def make_micros(
     def micro(rows: Tensor | slice, age: int) -> Micro:
         part = rules.layout.cut(responses, rows)
         inputs = model_inputs(part)
-        old, mask = scorer.measure(inputs), part.mask
-        weight = None
-        if rules.correction is not None and part.logp is not None:
-            weight = sampler_weight(old.logp, part.logp, mask, *rules.correction)
-        if rules.mask_truncated:
-            mask = mask & ~part.truncated[:, None]
-        width = mask.shape[1]
-        own = {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in fields.items()}
-        batch = TokenBatch(
-            token_id=part.token_id,
-            mask=mask,
-            advantage=torch.zeros_like(old.logp),
-            old_logp=old.logp,
-            old_entropy=old.entropy,
-            rollout_logp=part.logp,
-            rollout_weight=weight,
-            truncated=part.truncated,
-            seed=seed,
-            age=age,
-            step=step + age,
-            **own,
-        )
+        width = part.mask.shape[1]
+        own = {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in known.items()}
+        own |= _measured(part, scorer.measure(inputs), rules)
+        batch = TokenBatch(token_id=part.token_id, **own, seed=seed, age=age, step=step + age)
         return Micro(inputs, batch)
 
     size = count // minibatches
     steps = [rules.layout.micros(responses, a, a + size) for a in range(0, count, size)]
     return advantages(method, [[micro(r, age) for r in part] for age, part in enumerate(steps)])
+
+
+def _measured(part: Responses, old: TokenStats, rules: Rules) -> dict[str, Any]:
+    """Fields of the batch (B, T) of one micro-batch that the trainer's own pass over it decides."""
+    mask, weight = part.mask, None
+    if rules.correction is not None and part.logp is not None:
+        weight = sampler_weight(old.logp, part.logp, mask, *rules.correction)
+    if rules.mask_truncated:
+        mask = mask & ~part.truncated[:, None]
+    return {
+        "mask": mask,
+        "advantage": torch.zeros_like(old.logp),
+        "old_logp": old.logp,
+        "old_entropy": old.entropy,
+        "rollout_logp": part.logp,
+        "rollout_weight": weight,
+        "truncated": part.truncated,
+    }
 
 
 def advantages(method: Intervention, steps: list[list[Micro]]) -> list[list[Micro]]:

@@ -73,16 +73,21 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             last = rollout + 1 == config.train.rollouts
             if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
                 probe.flush()
-                state = {"step": probe.step, "rollout": rollout + 1}
-                state |= {"alarm": alarm.to_dict(), "method": memory}
-                keep = config.train.keep_checkpoints
-                save_checkpoint(
-                    run_dir, probe.step, parts.model, parts.optimizer, state, tensors, keep
-                )
+                state = {"rollout": rollout + 1, "alarm": alarm.to_dict(), "method": memory}
+                save_state(run_dir, parts, state, tensors)
             if stop and not last:
                 probe.close("interrupted")
                 return False
     return True
+
+
+def save_state(
+    run_dir: Path, parts: Parts, state: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """A checkpoint of the present weights, after parts.probe.step steps."""
+    keep, step = parts.config.train.keep_checkpoints, parts.probe.step
+    whole = {"step": step, **state}
+    save_checkpoint(run_dir, step, parts.model, parts.optimizer, whole, tensors, keep)
 
 
 def is_every(count: int, every: int) -> bool:
