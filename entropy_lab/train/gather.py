@@ -129,7 +129,7 @@ def make_micros(
     """
     responses, count = scored.responses, len(scored.reward)
     index = torch.arange(count, device=responses.token_id.device)
-    fields = {
+    known = {
         "state": state_hash(responses.prompt_id, responses.prompt_mask, responses.token_id),
         "uid": (rollout << 32) + index,
         "group": rollout * rules.groups + index // scored.group_size,
@@ -140,28 +140,11 @@ def make_micros(
         part = rules.layout.cut(responses, rows)
         inputs = model_inputs(part)
         graph = forward(inputs) if forward is not None and first else None
-        old, mask = scorer.measure(inputs) if graph is None else graph.detach(), part.mask
-        weight = None
-        if rules.correction is not None and part.logp is not None:
-            weight = sampler_weight(old.logp, part.logp, mask, *rules.correction)
-        if rules.mask_truncated:
-            mask = mask & ~part.truncated[:, None]
-        width = mask.shape[1]
-        own = {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in fields.items()}
-        batch = TokenBatch(
-            token_id=part.token_id,
-            mask=mask,
-            advantage=torch.zeros_like(old.logp),
-            old_logp=old.logp,
-            old_entropy=old.entropy,
-            rollout_logp=part.logp,
-            rollout_weight=weight,
-            truncated=part.truncated,
-            seed=seed,
-            age=age,
-            step=step + age,
-            **own,
-        )
+        old = scorer.measure(inputs) if graph is None else graph.detach()
+        width = part.mask.shape[1]
+        own = {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in known.items()}
+        own |= _measured(part, old, rules)
+        batch = TokenBatch(token_id=part.token_id, **own, seed=seed, age=age, step=step + age)
         return Micro(inputs, batch, graph)
 
     size = count // minibatches
@@ -171,6 +154,24 @@ def make_micros(
         for age, part in enumerate(steps)
     ]
     return advantages(method, made)
+
+
+def _measured(part: Responses, old: TokenStats, rules: Rules) -> dict[str, Any]:
+    """Fields of the batch (B, T) of one micro-batch that the trainer's own pass over it decides."""
+    mask, weight = part.mask, None
+    if rules.correction is not None and part.logp is not None:
+        weight = sampler_weight(old.logp, part.logp, mask, *rules.correction)
+    if rules.mask_truncated:
+        mask = mask & ~part.truncated[:, None]
+    return {
+        "mask": mask,
+        "advantage": torch.zeros_like(old.logp),
+        "old_logp": old.logp,
+        "old_entropy": old.entropy,
+        "rollout_logp": part.logp,
+        "rollout_weight": weight,
+        "truncated": part.truncated,
+    }
 
 
 def advantages(method: Intervention, steps: list[list[Micro]]) -> list[list[Micro]]:
