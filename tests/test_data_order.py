@@ -20,6 +20,8 @@ def test_each_epoch_is_a_permutation_of_all_rows_and_another_one() -> None:
     epochs = [rows[i : i + 12] for i in range(0, 60, 12)]
     assert all(sorted(e) == list(range(12)) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 5
+    # The places that a file takes within an epoch are others each time.
+    assert len({tuple(row < 7 for row in e) for e in epochs}) > 1
     # Files are mixed: the first seven are not all of the first file.
     assert any(set(e[:7]) != set(range(7)) for e in epochs)
     assert stream(order, 60, "1") != rows
