@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -229,11 +231,18 @@ def test_two_validation_files_of_one_name_are_refused(files: Path, tmp_path: Pat
         task.source(lambda prompt: [0])
 
 
+def without_a_model(files: Path) -> Parts:
+    """The parts of a run, as far as a draw of problems needs them."""
+    config = load_config(None, settings(files))
+    needed = [f for f in fields(Parts) if f.default is MISSING and f.default_factory is MISSING]
+    given: dict[str, Any] = dict.fromkeys(f.name for f in needed)
+    given |= {"config": config, "task": make_task("data", **config.task.params)}
+    return Parts(**given | {"tokenizer": SimpleNamespace(encode=lambda text: [0])})
+
+
 def test_what_replaces_problems_of_a_rollout_takes_the_next_of_its_stream(files: Path) -> None:
     """As does the next rollout: eleven draws ask every problem once, whatever their sizes."""
-    config = load_config(None, settings(files))
-    parts = Parts(config, make_task("data", **config.task.params), *[None] * 8)
-    parts.tokenizer = SimpleNamespace(chat_template="", encode=lambda text: [0])
+    parts = without_a_model(files)
     draws = [("rollout", 0, 4), ("rollout replacement 1", 0, 2), ("fixed", 0, 3)]
     draws += [("rollout replacement 2", 0, 1), ("rollout", 1, 4)]
     found = {(name, number): parts.draw(n, name, number) for name, number, n in draws}
@@ -241,8 +250,8 @@ def test_what_replaces_problems_of_a_rollout_takes_the_next_of_its_stream(files:
     assert parts.drawn == {"rollout": 11, "fixed": 3} and len(fixed) == 3
     asked = [p for problems in found.values() for p in problems]
     assert len({p.prompt_id for p in asked}) == len(asked) == 11
-    resumed = Parts(config, parts.task, *[None] * 8, drawn={"rollout": 7})
-    resumed.tokenizer = parts.tokenizer
+    resumed = without_a_model(files)
+    resumed.drawn["rollout"] = 7
     assert resumed.draw(4, "rollout", 1) == found["rollout", 1]
 
 
