@@ -18,6 +18,7 @@ from entropy_lab.train.memory import ALL, memory_parts, micro_size, peak, shape_
 from entropy_lab.train.model import new_model
 from entropy_lab.train.pretrained import outline
 from entropy_lab.train.prompts import encode_prompt
+from entropy_lab.train.rewards import make_rewarder
 from entropy_lab.train.schedule import scheduled_steps
 from entropy_lab.train.tasks import Place, Task, make_task, worked_task
 from entropy_lab.train.tokenizer import character_tokenizer
@@ -34,6 +35,7 @@ def describe(config: Config, out: Path) -> str:
     writes nothing. Raises ConfigError for what a run would refuse at its start.
     """
     task = make_task(config.task.name, **config.task.params)
+    make_rewarder(config.reward, task)
     model, tokenizer = _outline(config, task)
     source = task.source(partial(encode_prompt, tokenizer))
     problems = source.draw(_DRAWN, Place(config.run.seed, "dry run", 0, "dry run", 0))

@@ -147,6 +147,7 @@ def build(
     task = make_task(config.task.name, **config.task.params)
     method = make_method(config.method.name, **config.method.params)
     engine = ENGINES[config.rollout.engine](config)
+    rewarder = make_rewarder(config.reward, task)
     model, tokenizer = load_model(config, progress.warmup)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
@@ -155,7 +156,6 @@ def build(
     state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
     probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
-    rewarder = make_rewarder(config.reward, task)
     parts = Parts(
         config, task, method, model, tokenizer, params, optimizer, engine, probe, rewarder
     )
