@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from entropy_lab.train.config import load_config
+from entropy_lab.train.rewards import RewardConfig, make_rewarder
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import make_task
 from entropy_lab.train.tokenizer import character_tokenizer
@@ -70,4 +71,5 @@ def guessing(*more: str) -> SimpleNamespace:
         tokenizer=tokenizer,
         model=model,
         engine=Guesser(tokenizer, task),
+        rewarder=make_rewarder(RewardConfig(), task),
     )

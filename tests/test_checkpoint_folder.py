@@ -103,7 +103,7 @@ def test_transformers_opens_a_checkpoint(run: Path) -> None:
     assert all(torch.equal(own[name], t) for name, t in stored.items())
     assert set(own) - set(stored) == {"lm_head.weight"}
     assert tokenizer.decode(tokenizer.encode("1+2=")) == "1+2="
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
     named = json.loads((folder / "state.json").read_text())["files"]
     assert set(named) == {p.name for p in folder.iterdir()} - {"state.json"}
 

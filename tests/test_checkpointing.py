@@ -47,9 +47,9 @@ class Calls:
 
 def gradient(model: Any, inputs: Any, precision: Precision = SAME) -> tuple:
     """By the parameters, of the sum of logp and entropy; forwards of the first layer."""
-    calls = Calls(model)
     optimizer = torch.optim.SGD(model.parameters())
     scorer = Scorer(model, make_score(model, 1.0), optimizer, precision)
+    calls = Calls(model)
     stats = scorer.with_grad(inputs)
     grads = torch.autograd.grad((stats.logp + stats.entropy).sum(), list(model.parameters()))
     return grads, calls.count
@@ -66,9 +66,9 @@ def test_gradients_are_the_same_and_layers_run_twice(tmp_path: Path, name: str) 
     assert (once, twice) == (1, 2)
     assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
     assert not active_dropout(again)
-    calls = Calls(again)
+    score, calls = make_score(again, 1.0), Calls(again)
     with torch.no_grad():
-        make_score(again, 1.0)(inputs)
+        score(inputs)
     assert calls.count == 1
 
 

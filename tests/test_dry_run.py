@@ -158,9 +158,8 @@ def test_the_rate_the_best_and_the_replay_points_are_said(tmp_path: Path) -> Non
 
 
 def test_a_task_says_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = ["train.parquet: 17,398 rows"]
-    monkeypatch.setattr(Arithmetic, "describe", lambda self: lines, raising=False)
-    assert "# task: train.parquet: 17,398 rows" in describe(load_config(), tmp_path)
+    monkeypatch.setattr(Arithmetic, "summary", "data: train.parquet: 17,398 rows")
+    assert "# data: train.parquet: 17,398 rows" in describe(load_config(), tmp_path)
 
 
 def model_folder(folder: Path) -> Path:

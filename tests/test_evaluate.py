@@ -18,6 +18,7 @@ from entropy_lab.train.evaluate import evaluate
 from entropy_lab.train.model import new_model
 from entropy_lab.train.pass_at_k import pass_at_k
 from entropy_lab.train.randomness import seeded
+from entropy_lab.train.rewards import RewardConfig, make_rewarder
 from entropy_lab.train.rollout import HFEngine, Responses
 from entropy_lab.train.tasks import make_task
 from entropy_lab.train.tokenizer import character_tokenizer
@@ -128,6 +129,7 @@ def sampling(config: Config) -> SimpleNamespace:
         tokenizer=tokenizer,
         model=model,
         engine=HFEngine(),
+        rewarder=make_rewarder(RewardConfig(), task),
     )
 
 

@@ -133,11 +133,9 @@ def test_cold_samples_of_other_models_are_the_argmax_of_plain_passes(make: Any) 
     assert out.token_id.shape[1] == max(lengths)
 
 
-def test_settings_and_weights_that_cannot_be_sampled_from_are_named(qwen) -> None:
+def test_weights_that_cannot_be_sampled_from_are_named(qwen) -> None:
     from copy import deepcopy
 
-    with pytest.raises(ValueError, match=r"temperature is 0\.0: sampling needs one above 0"):
-        HFEngine().generate(qwen, PROMPTS, 2, 3, 0.0, 0)
     broken = deepcopy(qwen)
     with torch.no_grad():
         broken.model.norm.weight[3] = float("nan")

@@ -169,7 +169,9 @@ def parts(lengths: dict[str, list[int]], limit: int, policy: str) -> Any:
 
     return SimpleNamespace(
         draw=draw,
-        tokenizer=SimpleNamespace(encode=lambda text: list(range(len(text)))),
+        tokenizer=SimpleNamespace(
+            encode=lambda text: list(range(len(text))), bos_token_id=None
+        ),
         config=SimpleNamespace(
             rollout=SimpleNamespace(max_prompt_tokens=limit, long_prompts=policy)
         ),

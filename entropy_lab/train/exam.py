@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from entropy_lab.probe.scorer import untouched_rng, without_dropout
+from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.gather import score_responses
 from entropy_lab.train.layout import Layout
 from entropy_lab.train.pass_at_k import pass_rows
@@ -85,7 +86,7 @@ def ask(
         scored = score_responses(
             responses, part, who.rewarder, who.tokenizer, max_tokens=how.max_tokens, seed=seed
         )
-        entropy, length = summed_entropy(who, responses), responses.mask.sum(1).tolist()
+        entropy, length = summed_entropy(who, responses, how), responses.mask.sum(1).tolist()
         truncated = responses.truncated.tolist()
         for i, text in enumerate(scored.texts):
             problem = part[i // n]
@@ -114,16 +115,23 @@ def answer_text(answer: Any) -> str:
 
 
 @torch.no_grad()
-def summed_entropy(who: Examinee, responses: Responses) -> list[float]:
-    """Of each response, the sum of the entropies of softmax(logits), nats, at temperature 1."""
+def summed_entropy(who: Examinee, responses: Responses, how: Sampling) -> list[float]:
+    """Of each response, the sum of the entropies of softmax(logits), nats, at temperature 1.
+
+    Raises RunError where they were drawn from softmax(logits) of another policy.
+    """
     score = make_score(who.model, 1.0, who.autocast, who.tiled)
     layout = Layout(who.micro_batch, who.micro_tokens)
     found = torch.zeros(len(responses.mask), dtype=torch.float64)
+    logp = torch.zeros_like(responses.mask, dtype=torch.float32)
     with untouched_rng(who.model), without_dropout(who.model):
         for rows in layout.micros(responses, 0, len(responses.mask)):
             part = layout.cut(responses, rows)
-            entropy = score(model_inputs(part)).entropy  # (B, T)
-            found[rows] = torch.where(part.mask, entropy, 0.0).double().sum(1).cpu()
+            stats = score(model_inputs(part))  # (B, T)
+            found[rows] = torch.where(part.mask, stats.entropy, 0.0).double().sum(1).cpu()
+            logp[rows, : part.mask.shape[1]] = stats.logp.float()
+    if how.temperature == how.top_p == 1:  # else the trainer's logp would take a pass of its own
+        check_agreement(responses, logp, who.engine)
     return found.tolist()
 
 
