@@ -35,7 +35,9 @@ def test_what_hangs_is_stopped_and_the_next_answer_is_right(bad: str) -> None:
     pool = Pool(workers=1, timeout=1.0)
     pool.compare([("2", r"\sqrt{4}")])
     [verdict] = judged(pool, [rf"\boxed{{{bad}}}"], ["34"])
-    assert (verdict.reward, verdict.note) == (0.0, "timeout")
+    # Some are decided in time on a fast machine; the first never is.
+    assert verdict.reward == 0.0 and verdict.note in ("timeout", "")
+    assert verdict.note == "timeout" or bad != POISON[0]
     assert judged(pool, [r"\boxed{\sqrt{4}}"], ["2"])[0].reward == 1.0
     pool.close()
 
