@@ -25,13 +25,14 @@ def load_file(path: Path, otherwise: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and type hints look their module up there
-    sys.path.insert(0, str(path.resolve().parent))  # as if the file were run as a script
+    home = str(path.resolve().parent)
+    sys.path.insert(0, home)  # as if the file were run as a script
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own file may raise whatever it likes
+    except (Exception, SystemExit) as error:  # the user's own file may raise whatever it likes
         raise ConfigError(f"cannot load {path}: {first_line(error)}") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(home)
     return module
 
 

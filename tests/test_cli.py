@@ -216,20 +216,26 @@ def test_exit_codes_of_errors(
     assert capsys.readouterr().err == (f"error: {error}\n" if str(error) else "")
 
 
+class Without:
+    """An import finder that has no transformers, as where the extra is not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == "transformers":
+            raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+
+@pytest.mark.parametrize("words", [["train", "--out", "run"], ["train", "--dry-run"]])
 def test_training_without_its_extra_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "entropy_lab.train.launch", raising=False)
-    missing = ModuleNotFoundError("No module named 'transformers'", name="transformers")
-    real = __import__
-
-    def without(name: str, *rest, **named):
-        if name == "entropy_lab.train.launch":
-            raise missing
-        return real(name, *rest, **named)
-
-    monkeypatch.setattr("builtins.__import__", without)
-    assert cli.run(["train"]) == 2
+    monkeypatch.chdir(tmp_path)
+    for name in [m for m in sys.modules if m.partition(".")[0] == "transformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Without(), *sys.meta_path])
+    assert cli.run(words) == 2
     assert "pip install 'entropy-lab[train]'" in capsys.readouterr().err
 
 

@@ -255,3 +255,19 @@ def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str)
 def test_responses_and_tests_are_paired(grader: CodeGrader):
     with pytest.raises(ConfigError, match="2 responses have 1 tests: pair them"):
         grader.grade(["a", "b"], [{}])
+
+
+def test_layouts_with_other_things_inside_are_named() -> None:
+    for tests in (
+        [{"input": "1"}],
+        {"inputs": 5, "outputs": 5},
+        {"public_test_cases": ["a"]},
+        {"test_list": [1]},
+    ):
+        with pytest.raises(ConfigError, match="tests of a problem = .* cannot be read"):
+            read_tests(tests)
+
+
+def test_fields_that_a_row_of_a_parquet_file_lacks_are_not_there() -> None:
+    row = {"inputs": None, "outputs": None, "test_list": ["assert f() == 1"]}
+    assert read_tests(row) == read_tests({"test_list": ["assert f() == 1"]})

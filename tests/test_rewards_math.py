@@ -129,7 +129,7 @@ def test_processes_end_with_the_rewarder_and_start_again() -> None:
         first.process.wait()
         found = rewarder.grade([r"\boxed{\sqrt4}"] * 2, [problem] * 2, lengths=[1, 1],
                                max_tokens=8, seed=0)  # fmt: skip
-        assert found.note == ["worker died"] * 2
+        assert found.accuracy == [1.0] * 2 and found.note == [""] * 2  # no answer was lost
         assert rewarder.grade([r"\boxed{\sqrt4}"], [problem], **grade).accuracy == [1.0]
         [second] = rewarder.judge.pool._team  # type: ignore[attr-defined]
     assert second.process.poll() is not None

@@ -12,26 +12,19 @@ from entropy_lab.train.config import Config
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout import ENGINES, HFEngine, Responses, VLLMEngine
 from entropy_lab.train.settings import VllmConfig
+from tiny_models import rough_qwen2
 
 EOS, PAD, SIZE = 1, 0, 12
 
 
 @pytest.fixture(scope="module")
 def policy():
-    """A random Qwen2 whose logits are far from flat."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    shape = Qwen2Config(
-        vocab_size=SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=EOS, pad_token_id=PAD,
+    model = rough_qwen2(
+        0.2, vocab_size=SIZE, hidden_size=32, intermediate_size=64, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
     )  # fmt: skip
-    with seeded(3):
-        model = Qwen2ForCausalLM(shape).eval()
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn(p.shape) * 0.2)
-            model.model.norm.weight.fill_(0.6)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(0.6)
     return model
 
 

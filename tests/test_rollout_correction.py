@@ -127,12 +127,24 @@ def test_a_sampler_that_is_the_trainer_changes_no_bit(
         assert (metrics[["rollout_logp_diff", "rollout_kl", "rollout_kl_k1"]] == 0).all(axis=None)
 
 
+def off_by(monkeypatch: pytest.MonkeyPatch, off: torch.Tensor) -> None:
+    """A sampler that reports off[t] nats too little at position t."""
+    real = hf.HFEngine.generate
+
+    def generate(*args, **named):
+        out = real(*args, **named)
+        if out.logp is None:
+            return out
+        return replace(out, logp=out.logp - off[: out.logp.shape[1]])
+
+    monkeypatch.setattr(hf.HFEngine, "generate", generate)
+
+
 def test_a_planted_offset_shows_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sampler that reports 0.1 nats too little: w = exp(0.1) and c with it, k1 = -0.1."""
     settings = [*TINY, "train.rollouts=1", "train.minibatches=1", "optimizer.clip_norm=0.0"]
     plain = load(run_training(None, settings, tmp_path / "plain"))
-    real = hf.SampledLogp.of
-    monkeypatch.setattr(hf.SampledLogp, "of", lambda self, ids: real(self, ids) - 0.1)
+    off_by(monkeypatch, torch.full((12,), 0.1))
     more = ["train.rollout_correction=token", "train.micro_tokens=40"]
     run = load(run_training(None, [*settings, *more], tmp_path / "run"))
     one, two = (
@@ -158,11 +170,7 @@ def test_the_audit_finds_the_corrected_gradient_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, name: str
 ) -> None:
     """Buckets, groups left out and a sampler that is off: the run's own method has its c."""
-    real = hf.SampledLogp.of
-    off = torch.linspace(-0.4, 0.9, 12)
-    monkeypatch.setattr(
-        hf.SampledLogp, "of", lambda self, ids: real(self, ids) - off[: ids.shape[1]]
-    )
+    off_by(monkeypatch, torch.linspace(-0.4, 0.9, 12))
     settings = [
         *TINY, f"method.name={name}", f"train.rollout_correction={level}", "train.rollouts=3",
         "train.micro_tokens=40", "rollout.dynamic_sampling=true", "rollout.prompts=8",

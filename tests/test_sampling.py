@@ -10,6 +10,7 @@ import torch
 from entropy_lab.errors import RunError
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout import HFEngine
+from tiny_models import roughened
 
 EOS, PAD, SIZE = 1, 0, 12
 PROMPTS = [[5, 6, 7, 8], [9, 4], [3, 3, 3, 5, 2, 11, 10], [7]]
@@ -18,14 +19,6 @@ SHAPE = {
     "vocab_size": SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, **IDS,
 }  # fmt: skip
-
-
-def roughened(model: Any) -> Any:
-    """The model in eval mode with logits that are far from flat."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape) * 0.2)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +134,31 @@ def test_weights_that_cannot_be_sampled_from_are_named(qwen) -> None:
         broken.model.norm.weight[3] = float("nan")
     with pytest.raises(RunError, match="cannot sample: the model's logits are not finite"):
         HFEngine().generate(broken, PROMPTS, 2, 3, 1.0, 0)
+
+
+def test_what_was_drawn_is_told_without_another_pass(qwen) -> None:
+    """With the same draws: 0 at padding, None where the whole softmax was not drawn from."""
+    passes: list[tuple[int, ...]] = []
+    hook = qwen.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        plain = HFEngine().generate(qwen, PROMPTS, 20, 12, 0.7, 5)
+        first, passes[:] = list(passes), []
+        told = HFEngine(logp=True).generate(qwen, PROMPTS, 20, 12, 0.7, 5)
+        assert passes == first
+    finally:
+        hook.remove()
+    assert torch.equal(plain.token_id, told.token_id) and plain.logp is None
+    assert told.logp is not None and (told.logp[~told.mask] == 0).all()
+    with torch.no_grad():
+        for row in range(0, len(told.mask), 7):
+            prompt = told.prompt_id[row][told.prompt_mask[row]]
+            answer = told.token_id[row][told.mask[row]]
+            logits = qwen(input_ids=torch.cat([prompt, answer])[None]).logits[0]
+            own = (logits[len(prompt) - 1 : -1].double() / 0.7).log_softmax(-1)
+            expected = own.gather(1, answer[:, None])[:, 0]
+            assert torch.allclose(told.logp[row][told.mask[row]].double(), expected, atol=1e-5)
+    for temperature, top_p in ((0.0, 1.0), (1.0, 0.5)):
+        out = HFEngine(logp=True).generate(qwen, PROMPTS, 2, 3, temperature, 0, top_p)
+        assert out.logp is None

@@ -133,9 +133,8 @@ def test_a_server_that_dies_takes_its_programs_along_and_is_replaced():
         os.kill(sandbox._server.pid, signal.SIGKILL)
         sandbox._server.wait()
         [graded] = grader.grade(["print(1)"], [stdin(("", "1"))])
-        [again] = grader.grade(["print(1)"], [stdin(("", "1"))])
-    assert graded.reason == "test 1 of 1: killed: the sandbox's server ended while it ran"
-    assert again.passed
+    # One that had not yet been given a program costs no program its reward.
+    assert graded.passed
 
 
 @needs_sandbox

@@ -20,7 +20,6 @@ from entropy_lab.train.policy import make_score, model_inputs
 from entropy_lab.train.replay import replay
 from entropy_lab.train.rescore import open_rescorer
 from entropy_lab.train.rollout import HFEngine
-from entropy_lab.train.trainable import merged_weights
 from entropy_lab.types import HELD_OUT
 from tiny import assert_same_run, weights
 from tiny_models import SHORT, any_reward, save_model
@@ -164,24 +163,6 @@ def test_adapters_start_at_the_base_policy_and_depend_on_the_seed_alone(base: Pa
     name = next(n for n in _trained(adapted) if "lora_A" in n)
     same = [torch.equal(adapted.get_parameter(name), m.get_parameter(name)) for m in (again, other)]
     assert same == [True, False]
-
-
-@pytest.mark.usefixtures("peft")
-@pytest.mark.parametrize("name", ["qwen2", "gpt2"])  # tied and with biases; transposed weights
-def test_merged_weights_are_the_policy_without_adapters(tmp_path: Path, name: str) -> None:
-    folder = save_model(name, tmp_path)
-    adapted, plain = opened(folder, *LORA, "model.lora_alpha=6"), opened(folder)
-    with torch.no_grad():
-        for key in _trained(adapted):
-            adapted.get_parameter(key).normal_(std=0.3)
-    ids = torch.tensor([[3, 4, 5, 6, 7]])
-    before, wanted = plain(input_ids=ids).logits, adapted(input_ids=ids).logits
-    merged = dict(merged_weights(adapted))
-    assert set(merged) == {n for n, _ in plain.named_parameters()}
-    missing, unexpected = plain.load_state_dict(merged, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}
-    assert (wanted - before).abs().max() > 0.1
-    assert (plain(input_ids=ids).logits - wanted).abs().max() < 1e-4
 
 
 @pytest.mark.usefixtures("peft")

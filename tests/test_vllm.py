@@ -24,6 +24,7 @@ from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout import Responses, VLLMEngine, vllm
 from entropy_lab.train.settings import VllmConfig
 from tiny import TINY, assert_same_run, metrics
+from tiny_models import rough_qwen2
 
 PYTHON = os.environ.get("VLLM_PYTHON", "")
 pytestmark = [
@@ -39,20 +40,10 @@ PROMPTS = [[5, 6, 7, 8], LONG, [9, 4]]
 
 
 def new_policy(tied: bool = True):
-    """A random Qwen2 whose logits are far from flat."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    shape = Qwen2Config(
-        vocab_size=SIZE, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
-        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=EOS, pad_token_id=PAD,
+    return rough_qwen2(
+        0.1, vocab_size=SIZE, hidden_size=64, intermediate_size=128, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=tied,
     )  # fmt: skip
-    with seeded(3):
-        model = Qwen2ForCausalLM(shape).eval()
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn(p.shape) * 0.1)
-    return model
 
 
 def new_engine(**settings) -> VLLMEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from entropy_lab.train.randomness import seeded
@@ -92,3 +93,21 @@ def any_reward(monkeypatch: Any) -> None:
     """Reward responses by their text alone: a random model solves nothing, and must not need to."""
     task = type(make_task("arithmetic"))
     monkeypatch.setattr(task, "reward", lambda self, text, problem: float(sum(map(ord, text)) % 2))
+
+
+def roughened(model: Any, by: float = 0.2) -> Any:
+    """The model in eval mode with logits that are far from flat."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape) * by)
+    return model.eval()
+
+
+def rough_qwen2(by: float, **shape: Any) -> Any:
+    """A random Qwen2 whose logits are far from flat: the same one in every test."""
+    ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    with seeded(3):
+        model = transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(num_hidden_layers=2, **shape, **ids)
+        )
+        return roughened(model, by)

@@ -86,7 +86,8 @@ def train(
     """Train with verifiable rewards and measure every step's entropy change."""
     with train_extra():
         from entropy_lab.train.launch import run_training
-    run_dir = run_training(config, settings or [], out, resume=resume, dry_run=dry_run)
+
+        run_dir = run_training(config, settings or [], out, resume=resume, dry_run=dry_run)
     if not dry_run:
         print(f"run: {run_dir}\nnext: entropy-lab analyze {shlex.quote(str(run_dir))}")
 
@@ -165,9 +166,10 @@ def audit(
     if replay:
         from entropy_lab.report.replayed import replay_and_report
 
-        lines = replay_and_report(
-            run, methods or [], reference, out, as_json, inner=inner, points=points, deep=deep
-        )
+        with train_extra():
+            lines = replay_and_report(
+                run, methods or [], reference, out, as_json, inner=inner, points=points, deep=deep
+            )
         print("\n".join(lines))
         return
     from entropy_lab.analysis.audit import audit as examine

@@ -83,7 +83,8 @@ def evaluate(
         greedy=greedy,
         overrides=tuple(settings or ()),
     )
-    found = evaluate_files(target, asked, out, _told)
+    with train_extra():
+        found = evaluate_files(target, asked, out, _told)
     if as_json:
         print(json.dumps({"out": str(found.out), "rows": found.rows}, indent=2, allow_nan=False))
         return

@@ -10,7 +10,8 @@ from entropy_lab.errors import ConfigError
 
 @contextmanager
 def train_extra() -> Iterator[None]:
-    """Around imports of the trainer: ConfigError where one of its packages is missing."""
+    """Around imports and calls of the trainer, which imports its packages where it needs them:
+    ConfigError where one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -15,10 +15,10 @@ ROLLOUTS = 10  # that the running reward is averaged over
 def checkpoint_score(config: Config, run_dir: Path, step: int) -> float | None:
     """The score by `train.keep_best` of the weights after `step` optimizer steps; higher is better.
 
-    "reward": the mean over the steps of the last 10 rollouts. "avg_at_k": the mean reward in the
-    evaluation of these very weights, on `train.best_on` or averaged over the benchmarks. None
-    without keep_best, or where there is no such number. A function of the log, so a resumed run
-    finds the same.
+    "reward": the mean over the steps of the last 10 rollouts. "avg_at_k": the share of right
+    responses in the evaluation of these very weights, on `train.best_on` or averaged over the
+    benchmarks. None without keep_best, or where there is no such number. A function of the log,
+    so a resumed run finds the same.
     """
     by = config.train.keep_best
     if not by:

@@ -34,6 +34,7 @@ def check_together(config: Config) -> None:
         worked_task(task)
     make_method(config.method.name, **config.method.params)
     _check_schedule(config)
+    _check_lengths(config)
     _check_best(config)
     _check_eval(config, task)
 
@@ -45,9 +46,29 @@ def _check_model(config: Config) -> None:
             "model.attention = 'flash_attention_2' works in half precision alone: set "
             "model.autocast = 'bfloat16' (float32 master weights) or model.dtype = 'bfloat16'"
         )
+    if m.lora_rank and config.rollout.engine != "hf":
+        raise ConfigError(
+            f"model.lora_rank = {m.lora_rank}: the engine {config.rollout.engine!r} takes no "
+            'adapters, so set rollout.engine to "hf"'
+        )
     if m.lora_targets and not m.lora_rank:
         raise ConfigError(
             f"model.lora_targets = {m.lora_targets} needs a rank: set model.lora_rank, e.g. 16"
+        )
+
+
+def _check_lengths(config: Config) -> None:
+    r, buffer = config.rollout, config.reward.overlong_buffer
+    if buffer > r.max_tokens:
+        raise ConfigError(
+            f"reward.overlong_buffer = {buffer} is more than the rollout.max_tokens = "
+            f"{r.max_tokens} of a response: lower it"
+        )
+    ahead = config.task.params.get("max_prompt_tokens")
+    if ahead and r.max_prompt_tokens:
+        raise ConfigError(
+            f"task.max_prompt_tokens = {ahead} leaves long prompts out when files are read, "
+            f"rollout.max_prompt_tokens = {r.max_prompt_tokens} as they are drawn: set one of them"
         )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from entropy_lab.errors import ConfigError
 from entropy_lab.record import token_schema
 from entropy_lab.train.best import score_name
 from entropy_lab.train.config import Config
@@ -40,11 +39,6 @@ def describe(config: Config, out: Path) -> str:
     source = task.source(partial(encode_prompt, tokenizer))
     problems = source.draw(_DRAWN, Place(config.run.seed, "dry run", 0, "dry run", 0))
     lengths = sorted(len(encode_prompt(tokenizer, p.prompt)) for p in problems)
-    if not lengths[0]:
-        raise ConfigError(
-            f"model.path = {config.model.path!r}: the tokenizer makes no tokens of a prompt; is "
-            "its tokenizer.json there?"
-        )
     said = [
         f"would train {config.method.name} into {out}; nothing was written",
         source.summary or f"task: {config.task.name}, made here",

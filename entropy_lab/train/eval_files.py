@@ -21,7 +21,7 @@ from entropy_lab.train.checks import check_samples
 from entropy_lab.train.config import Config, override
 from entropy_lab.train.eval_target import Target, find_target
 from entropy_lab.train.evaluate import chosen_k
-from entropy_lab.train.exam import Examinee, Sampling, ask, portions, summary
+from entropy_lab.train.exam import Examinee, Sampling, ask, examinee, portions, summary
 from entropy_lab.train.messages import explain
 from entropy_lab.train.prompts import encode_prompt
 from entropy_lab.train.rewards import make_rewarder
@@ -76,15 +76,9 @@ def evaluate_files(
     model, tokenizer = target.load()
     benchmarks = _benchmarks(asked, task, partial(encode_prompt, tokenizer), target.config)
     engine = ENGINES[target.config.rollout.engine](target.config)
-    who = Examinee(
-        model,
-        tokenizer,
-        engine,
-        make_rewarder(target.config.reward, task),
-        asked.batch or target.config.rollout.prompts * target.config.rollout.group_size,
-        target.config.train.micro_batch,
-        target.config.model.autocast,
-    )
+    rewarder = make_rewarder(target.config.reward, task)
+    who = examinee(target.config, model, tokenizer, engine, rewarder)
+    who = replace(who, batch=asked.batch or who.batch)
     folder = out or target.out
     make_folder(folder)
     rows = []

@@ -57,6 +57,7 @@ def find_target(path: Path) -> Target:
 
     Raises RunError for a run without one or of another trainer, ConfigError for anything else.
     """
+    path = path.resolve() if path.exists() else path  # its parents decide what it is
     if path.parent.name == "checkpoints" and (path.parents[1] / "run.json").is_file():
         if not path.is_dir():
             raise RunError(f"there is no checkpoint {path}: see what {path.parent} holds")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_lab.record import write_evals
-from entropy_lab.train.exam import Examinee, Sampling, ask, portions, summary
+from entropy_lab.train.exam import Sampling, ask, examinee, portions, summary
 from entropy_lab.train.pass_at_k import powers_of_two
 from entropy_lab.train.settings import EvalConfig
 
@@ -41,18 +41,7 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
     its validation files; a pure function of weights, settings and run.seed.
     """
     config, e = parts.config, parts.config.eval
-    who = Examinee(
-        parts.model,
-        parts.tokenizer,
-        parts.engine,
-        parts.rewarder,
-        # As many responses at a time as a rollout has, since these are known to fit.
-        batch=config.rollout.prompts * config.rollout.group_size,
-        micro_batch=config.train.micro_batch,
-        autocast=config.model.autocast,
-        micro_tokens=config.train.micro_tokens,
-        tiled=config.train.tiled_head,
-    )
+    who = examinee(config, parts.model, parts.tokenizer, parts.engine, parts.rewarder)
     max_tokens = e.max_tokens or config.rollout.max_tokens
     how = Sampling(e.samples, e.temperature, e.top_p, max_tokens, config.run.seed)
     found = []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
-from entropy_lab.probe.scorer import untouched_rng, without_dropout
+from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
 from entropy_lab.train.agreement import check_agreement
+from entropy_lab.train.config import Config
 from entropy_lab.train.gather import score_responses
 from entropy_lab.train.layout import Layout
 from entropy_lab.train.pass_at_k import pass_rows
@@ -50,6 +52,38 @@ class Examinee:
     micro_tokens: int = 0
     tiled: bool | Literal["auto"] = "auto"
 
+    @cached_property
+    def score(self) -> Score:
+        """The scoring pass at temperature 1."""
+        return make_score(self.model, 1.0, self.autocast, self.tiled)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.micro_batch, self.micro_tokens)
+
+
+# Responses that an engine with a scheduler of its own is asked for at a time: each call hands it
+# the weights.
+_SCHEDULED = 4096
+
+
+def examinee(
+    config: Config, model: Any, tokenizer: Any, engine: RolloutEngine, rewarder: Rewarder
+) -> Examinee:
+    """The policy of a run, asked as many responses at a time as its engine is known to hold."""
+    rollout, train = config.rollout, config.train
+    return Examinee(
+        model,
+        tokenizer,
+        engine,
+        rewarder,
+        rollout.prompts * rollout.group_size if rollout.engine == "hf" else _SCHEDULED,
+        train.micro_batch,
+        config.model.autocast,
+        train.micro_tokens,
+        train.tiled_head,
+    )
+
 
 def portions(problems: Sequence[Problem], samples: int, batch: int) -> Iterator[tuple[int, int]]:
     """(first, last) of the problems that are asked together: `batch` responses, or one problem."""
@@ -68,6 +102,7 @@ def ask(
     temperature drew them.
     """
     part = list(problems[first : last + 1])
+    ids = [encode_prompt(who.tokenizer, p.prompt) for p in part]
     rows: list[dict[str, Any]] = []
     # More samples than fit at a time are drawn in rounds.
     for number, done in enumerate(range(0, how.samples, who.batch)):
@@ -76,7 +111,7 @@ def ask(
         seed = sampling_seed(how.seed, name, first)
         responses = who.engine.generate(
             who.model,
-            [encode_prompt(who.tokenizer, p.prompt) for p in part],
+            ids,
             n=n,
             max_tokens=how.max_tokens,
             temperature=how.temperature,
@@ -120,14 +155,13 @@ def summed_entropy(who: Examinee, responses: Responses, how: Sampling) -> list[f
 
     Raises RunError where they were drawn from softmax(logits) of another policy.
     """
-    score = make_score(who.model, 1.0, who.autocast, who.tiled)
-    layout = Layout(who.micro_batch, who.micro_tokens)
+    layout = who.layout
     found = torch.zeros(len(responses.mask), dtype=torch.float64)
     logp = torch.zeros_like(responses.mask, dtype=torch.float32)
     with untouched_rng(who.model), without_dropout(who.model):
         for rows in layout.micros(responses, 0, len(responses.mask)):
             part = layout.cut(responses, rows)
-            stats = score(model_inputs(part))  # (B, T)
+            stats = who.score(model_inputs(part))  # (B, T)
             found[rows] = torch.where(part.mask, stats.entropy, 0.0).double().sum(1).cpu()
             logp[rows, : part.mask.shape[1]] = stats.logp.float()
     if how.temperature == how.top_p == 1:  # else the trainer's logp would take a pass of its own

@@ -22,13 +22,19 @@ from entropy_lab.train.schedule import scheduled_steps
 
 # Sections that the settings of earlier versions lack.
 _ADDED = {"eval", "tracker", "vllm", "reward"}
-# What may differ when a run goes on: how long, how often it is saved, and who else is told.
+# What may differ when a run goes on: how long, how often it is saved, who else is told, and the
+# limits that an error asks to change.
 _RESUMABLE = (
     "train.rollouts",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "tracker.name",
     "tracker.project",
+    "rollout.max_prompt_tokens",
+    "rollout.long_prompts",
+    "vllm.python",
+    "vllm.tolerance",
+    "vllm.max_model_len",
 )
 
 
@@ -181,6 +187,8 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
         if checkpoint is None and open_run(run_dir).last_step is None:
             for name in ("run.json", "metrics.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
+        else:
+            _mark(run_dir, "failed")
         raise
     except Exception:
         _mark(run_dir, "failed")

@@ -93,7 +93,10 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
 
 
 def save(parts: Parts, run_dir: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """A checkpoint of the present weights, once all rows up to here are on disk."""
+    """A checkpoint of the present weights, once all rows up to here are on disk.
+
+    With adapters it is no model folder: transformers would leave their layers at random.
+    """
     parts.probe.flush()
     step = parts.probe.step
     save_checkpoint(
@@ -104,7 +107,7 @@ def save(parts: Parts, run_dir: Path, state: dict[str, Any], tensors: dict[str, 
         {"step": step, **state},
         tensors,
         parts.config.train.keep_checkpoints,
-        tokenizer=parts.tokenizer,
+        tokenizer=None if parts.config.model.lora_rank else parts.tokenizer,
         score=checkpoint_score(parts.config, run_dir, step),
     )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from entropy_lab.train.config import Config
+from entropy_lab.train.policy import TILED_ABOVE
 
 ALL = frozenset({"rollout", "update", "probe"})
 STEP = frozenset({"update", "probe"})  # the probe measures while the gradient is still there
@@ -66,15 +67,18 @@ def memory_parts(config: Config, shape: Shape, prompt_tokens: int) -> list[Part]
     of kernels, and whatever else lives on the device.
     """
     m, o, p = config.model, config.optimizer, config.probe
-    own = _width(getattr(m, "dtype", "float32"))
+    own = _width(m.dtype)
     low = own if m.autocast == "none" else _width(m.autocast)
     weights = shape.parameters * own
     states = {"adamw": 2, "sgd": 1 if o.beta1 else 0}[o.name]
     rows, tokens = micro_size(config, prompt_tokens)
     logits = rows * (config.rollout.max_tokens + 1) * shape.vocab * low
+    tiled = config.train.tiled_head
+    if tiled is True or (tiled == "auto" and 4 * logits > low * TILED_ABOVE):
+        logits = min(logits, TILED_ABOVE)
     layer = tokens * (4 * 8 * shape.hidden + low * (2 * shape.kv + 4 * shape.intermediate))
     kept = layer * shape.layers
-    if getattr(m, "gradient_checkpointing", False):
+    if m.gradient_checkpointing:
         kept = layer + 4 * tokens * shape.hidden * shape.layers
     parts = [
         Part(f"weights ({shape.parameters / 1e6:,.1f} M)", weights, ALL),
@@ -96,7 +100,7 @@ def micro_size(config: Config, prompt_tokens: int) -> tuple[int, int]:
     train, rollout = config.train, config.rollout
     per_minibatch = rollout.prompts * rollout.group_size // train.minibatches
     longest = prompt_tokens + rollout.max_tokens
-    budget = getattr(train, "micro_tokens", 0)
+    budget = train.micro_tokens
     rows = max(1, budget // longest) if budget else train.micro_batch
     rows = min(rows, per_minibatch)
     return rows, rows * longest
@@ -128,7 +132,7 @@ def _cache(config: Config, shape: Shape, prompt_tokens: int) -> Part:
         return Part("", 0, frozenset())  # another engine reserves its own share of the device
     rows = rollout.prompts * rollout.group_size
     length = prompt_tokens + max(rollout.max_tokens, e.max_tokens if e.every else 0)
-    own = _width(getattr(config.model, "dtype", "float32"))
+    own = _width(config.model.dtype)
     size = 2 * shape.layers * shape.kv * rows * length * own
     return Part(f"KV cache ({rows:,} responses)", size, frozenset({"rollout"}))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from entropy_lab.errors import RunError
+from entropy_lab.errors import ConfigError, RunError, nearest
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
 from entropy_lab.probe.scorer import active_dropout
@@ -87,7 +87,8 @@ class Parts:
         )
         reward = scored.reward
         if config.rollout.truncated == "zero":
-            reward = reward.masked_fill(responses.truncated, 0.0)
+            # A penalty stays: being cut off must not pay more than being almost cut off.
+            reward = torch.where(responses.truncated, reward.clamp(max=0.0), reward)
         return replace(scored, reward=reward, facts=facts)
 
     @property
@@ -134,7 +135,8 @@ class Parts:
             minibatches=minibatches,
             forward=None if own or watched else self.probe.meters.forward,
         )
-        check_agreement(scored.responses, old_logp_of(scored.responses, steps), self.engine)
+        if scored.responses.logp is not None:
+            check_agreement(scored.responses, old_logp_of(scored.responses, steps), self.engine)
         return steps
 
 
@@ -160,7 +162,12 @@ def build(
         config, task, method, model, tokenizer, params, optimizer, engine, probe, rewarder
     )
     parts.drawn.update(state.get("drawn", {}))
-    read_data(parts, run_dir, state, progress)
+    try:
+        read_data(parts, run_dir, state, progress)
+        check_best_on(parts)
+    except BaseException:
+        probe.close("failed")
+        raise
     return parts, state, tensors
 
 
@@ -197,6 +204,13 @@ def notes(config: Config, model: nn.Module, params: list[nn.Parameter]) -> list[
             "keeps it"
         )
     return lines
+
+
+def check_best_on(parts: Parts) -> None:
+    """Raise ConfigError for a train.best_on that is no benchmark of this run."""
+    only = parts.config.train.best_on
+    if only and only not in (names := parts.source.benchmarks(parts.config.eval.problems)):
+        raise ConfigError(f"train.best_on = {only!r} is no benchmark; {nearest(only, names)}")
 
 
 def read_data(parts: Parts, run_dir: Path, state: dict[str, Any], progress: Progress) -> None:

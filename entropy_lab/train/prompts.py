@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.train.tasks.base import Prompt
+from entropy_lab.train.tasks.base import Prompt, prompt_text
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -13,8 +13,33 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 
     A chat goes through the tokenizer's own template, with the opening of the answer added; text
     gets what the tokenizer puts in front of any (BOS), once, also where it stands there already.
-    Raises ConfigError for a chat where the tokenizer has no template.
+    Raises ConfigError for a chat where the tokenizer has no template or one that refuses it, and
+    for a prompt that the tokenizer cannot encode or makes nothing of.
     """
+    from jinja2 import TemplateError
+
+    try:
+        ids = _ids(tokenizer, prompt)
+    except ConfigError:
+        raise
+    except TemplateError as e:
+        raise _unfit(prompt, f"the chat template refuses it: {e}") from None
+    except Exception as e:  # tokenizers raises nothing more special
+        raise _unfit(prompt, str(e)) from None
+    if not ids:
+        raise _unfit(prompt, "the tokenizer makes no token of it; is its tokenizer.json there?")
+    return ids
+
+
+def _unfit(prompt: Prompt, why: str) -> ConfigError:
+    reason = (why.strip().splitlines() or ["no reason given"])[0]
+    return ConfigError(
+        f"the prompt {prompt_text(prompt)[:60]!r} does not fit the model's tokenizer ({reason}): "
+        "give other data or another model"
+    )
+
+
+def _ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         ids, bos = tokenizer.encode(prompt), tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids

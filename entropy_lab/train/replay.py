@@ -27,7 +27,7 @@ from entropy_lab.train.packing import unpack
 from entropy_lab.train.parts import Parts, make_optimizer, on_device
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.replay_point import replay_points
-from entropy_lab.train.rewards import make_rewarder
+from entropy_lab.train.rewards import RewardConfig, make_rewarder
 from entropy_lab.train.rollout import HFEngine
 from entropy_lab.train.tasks import make_task
 from entropy_lab.types import HELD_OUT
@@ -86,7 +86,7 @@ def replay(
         found = [found[int(i)] for i in dict.fromkeys(spread.round().astype(int))]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="entropy-lab-replay-") as scratch:
-        stage = _Stage(config, Path(scratch), deep)
+        stage = _Stage(config, Path(scratch), deep, _accuracy(run.path))
         for number, point in enumerate(found):
             for name, method in chosen.items():
                 if told is not None:
@@ -99,12 +99,12 @@ def replay(
 class _Stage:
     """Model and optimizer that every step starts on, set back to the point each time."""
 
-    def __init__(self, config: Config, scratch: Path, deep: bool):
+    def __init__(self, config: Config, scratch: Path, deep: bool, accuracy: Mapping[int, float]):
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         # Held-out rows are measured whether the run itself did so or not.
         self.config = replace(config, probe=replace(config.probe, held_out=True))
-        self.scratch, self.deep = scratch, deep
+        self.scratch, self.deep, self.accuracy = scratch, deep, accuracy
         self.model, self.tokenizer = skeleton(config)
         self.params = [p for p in self.model.parameters() if p.requires_grad]
         self.count = 0
@@ -132,7 +132,7 @@ class _Stage:
                 optimizer=optimizer,
                 engine=HFEngine(),  # nothing is sampled: the responses are stored
                 probe=probe,
-                rewarder=make_rewarder(config.reward, task),
+                rewarder=make_rewarder(RewardConfig(), task),  # graded long ago
             )
             steps = self._minibatches(tensors, method, step)
             memory = loop.begin_rollout(parts, steps, memory)
@@ -141,13 +141,7 @@ class _Stage:
                 later = steps[k + 1] if k + 1 < len(steps) else []
                 memory = loop.update(parts, steps[k], later, state["rollout"], memory)
                 taken.append({"point": step, "inner": k, **_scalars(probe.last_row)})
-        rewards = {
-            int(u): float(r)
-            for part in steps
-            for m in part
-            for u, r in zip(m.batch.uid, m.batch.reward, strict=True)  # type: ignore[arg-type]
-        }
-        return [{**row, **_tokens(out, step + row["inner"], rewards)} for row in taken]
+        return [{**row, **_tokens(out, step + row["inner"], self.accuracy)} for row in taken]
 
     def _probe(self, optimizer: torch.optim.Optimizer, out: Path, step: int) -> Probe:
         config = self.config
@@ -192,7 +186,14 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
     return chosen | {k: v for k, v in row.items() if k.startswith("method_")}
 
 
-def _tokens(out: Path, step: int, rewards: Mapping[int, float]) -> dict[str, float]:
+def _accuracy(run_dir: Path) -> dict[int, float]:
+    """How right each response of a run is, by uid: its reward in logs that do not say."""
+    samples = load(run_dir).samples()
+    right = samples["reward"] if "accuracy" not in samples else samples["accuracy"]
+    return dict(zip(samples["uid"].astype(int), right.astype(float), strict=True))
+
+
+def _tokens(out: Path, step: int, accuracy: Mapping[int, float]) -> dict[str, float]:
     """dlogp of correct and wrong responses, KL to the start and the sum of influence_marginal.
 
     kl: mean over the step's tokens of exp(dlogp) - 1 - dlogp, the k3 estimate of KL(start | after)
@@ -201,7 +202,7 @@ def _tokens(out: Path, step: int, rewards: Mapping[int, float]) -> dict[str, flo
     tokens = load(out).tokens(step=step)
     own = tokens[(tokens["flags"] & HELD_OUT) == 0]
     dlogp = own["dlogp"].astype(np.float64)
-    correct = own["uid"].map(rewards).to_numpy(dtype=np.float64) > 0
+    correct = own["uid"].map(dict(accuracy)).to_numpy(dtype=np.float64) > 0
     found = {
         "dlogp_correct": float(dlogp[correct].mean()) if correct.any() else float("nan"),
         "dlogp_wrong": float(dlogp[~correct].mean()) if (~correct).any() else float("nan"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.randomness import seeded
@@ -89,24 +89,3 @@ def lost_to_rounding(params: Sequence[nn.Parameter], step: float) -> float:
     low = [p for p in params if p.dtype in (torch.bfloat16, torch.float16)]
     stuck = sum(int(((p + step == p) & (p - step == p)).sum()) for p in low)
     return stuck / sum(p.numel() for p in low) if low else 0.0
-
-
-@torch.no_grad()
-def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, weights) of the policy with its adapters added in, one tensor at a time.
-
-    Names and dtypes are those of the model without adapters, W + (alpha / rank) B A in place of
-    W; tied parameters come once. What an engine outside this process loads.
-    """
-    layers = {name: m for name, m in model.named_modules() if hasattr(m, "get_delta_weight")}
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            continue
-        owner, _, rest = name.partition(".base_layer.")
-        if not rest:
-            yield name, parameter.detach()
-        elif rest == "weight":
-            delta = layers[owner].get_delta_weight("default")  # type: ignore[operator]
-            yield f"{owner}.weight", (parameter + delta.to(parameter.device)).to(parameter.dtype)
-        else:
-            yield f"{owner}.{rest}", parameter.detach()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entropy_lab.train.rewards.code import CodeGrader
+from entropy_lab.train.rewards.isolation import isolation
 from entropy_lab.train.rewards.judge import Verdict
 from entropy_lab.train.rewards.settings import RewardConfig
 from entropy_lab.train.tasks.base import Problem
@@ -13,32 +14,40 @@ from entropy_lab.train.tasks.base import Problem
 
 @dataclass
 class CodeJudge:
-    """1.0 where all tests of the problem's answer pass, or with `partial` the share that does."""
+    """1.0 where all tests of the problem's answer pass, or with reward.partial the share that does.
 
-    grader: CodeGrader
-    partial: bool = False
+    Its servers start with the first judgement. Raises ConfigError where nothing isolates them.
+    """
+
+    config: RewardConfig
+    _grader: CodeGrader | None = None
+
+    def __post_init__(self) -> None:
+        if not self.config.allow_unsandboxed:
+            isolation().demand()  # before anything is trained
 
     def judge(self, texts: Sequence[str], problems: Sequence[Problem], seed: int) -> list[Verdict]:
-        graded = self.grader.grade(texts, [p.answer for p in problems])
+        graded = self._started().grade(texts, [p.answer for p in problems])
+        partial = self.config.partial
         return [
-            Verdict(g.reward(self.partial), float(g.passed), "" if g.passed else g.reason)
+            Verdict(g.reward(partial), float(g.passed), "" if g.passed else g.reason)
             for g in graded
         ]
 
     def close(self) -> None:
-        self.grader.close()
+        if self._grader is not None:
+            self._grader.close()
+            self._grader = None
 
-
-def make_judge(config: RewardConfig) -> CodeJudge:
-    """The judge of reward.name = "code"; timeout is that of one test."""
-    return CodeJudge(
-        CodeGrader(
-            workers=config.workers,
-            timeout=config.timeout,
-            memory_mb=config.memory_mb,
-            total_timeout=config.total_timeout,
-            partial=config.partial,
-            allow_unsandboxed=config.allow_unsandboxed,
-        ),
-        config.partial,
-    )
+    def _started(self) -> CodeGrader:
+        if self._grader is None:
+            c = self.config
+            self._grader = CodeGrader(
+                workers=c.workers,
+                timeout=c.timeout,
+                memory_mb=c.memory_mb,
+                total_timeout=c.total_timeout,
+                partial=c.partial,
+                allow_unsandboxed=c.allow_unsandboxed,
+            )
+        return self._grader

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entropy_lab.errors import ConfigError
+from entropy_lab.user_code import first_line
 
 LAYOUTS = (
     'give {"inputs", "outputs"} (with "fn_name" for calls), a list of {"input", "output", '
@@ -75,17 +76,26 @@ def read_tests(tests: Any) -> Tests:
     if isinstance(tests, str):
         tests = _unpack(tests)
     tests = _plain(tests)
-    if isinstance(tests, dict):
-        found = _from_dict(tests)
-    elif isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests):
-        found = _asserts(tests, "", "")
-    elif isinstance(tests, list) and all(isinstance(t, dict) and "input" in t for t in tests):
-        found = _cases(tests, {})
-    else:
-        raise ConfigError(f"tests of a problem = {_short(tests)} cannot be read: {LAYOUTS}")
+    try:
+        found = _found(tests)
+    except (KeyError, TypeError, AttributeError) as error:  # a layout with other things inside
+        why = first_line(error)
+        raise ConfigError(
+            f"tests of a problem = {_short(tests)} cannot be read ({why}): {LAYOUTS}"
+        ) from None
     if not (found.tests if isinstance(found, AssertTests) else found.inputs):
         raise ConfigError(f"tests of a problem = {_short(tests)} hold no test: {LAYOUTS}")
     return found
+
+
+def _found(tests: Any) -> Tests:
+    if isinstance(tests, dict):  # the fields that a row of a Parquet file lacks are None
+        return _from_dict({k: v for k, v in tests.items() if v is not None})
+    if isinstance(tests, list) and tests and all(isinstance(t, str) for t in tests):
+        return _asserts(tests, "", "")
+    if isinstance(tests, list) and all(isinstance(t, dict) and "input" in t for t in tests):
+        return _cases(tests, {})
+    raise ConfigError(f"tests of a problem = {_short(tests)} cannot be read: {LAYOUTS}")
 
 
 def _short(value: Any) -> str:

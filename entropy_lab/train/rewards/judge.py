@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from entropy_lab.train.tasks.base import Problem, Task
+from entropy_lab.train.tasks.base import Problem
+from entropy_lab.train.tasks.worked import WorkedTask
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Judge(Protocol):
 class TaskJudge:
     """The task's own reward, asked in this process."""
 
-    task: Task
+    task: WorkedTask
 
     def judge(self, texts: Sequence[str], problems: Sequence[Problem], seed: int) -> list[Verdict]:
         values = [self.task.reward(t, p) for t, p in zip(texts, problems, strict=True)]
@@ -48,22 +49,23 @@ class TaskJudge:
 class RandomJudge:
     """`value` with `probability`, else 0, whatever the response says (a control).
 
-    A function of (seed, row). The accuracy is the task's own reward, so that a log shows what
-    training on noise does to it. Spurious rewards: arXiv 2506.10947.
+    A function of (seed, row). The accuracy is that of `own`, the task's judge, so that a log shows
+    what training on noise does to it. Spurious rewards: arXiv 2506.10947.
     """
 
-    task: Task
+    own: Judge
     value: float
     probability: float
 
     def judge(self, texts: Sequence[str], problems: Sequence[Problem], seed: int) -> list[Verdict]:
-        own = TaskJudge(self.task).judge(texts, problems, seed)
+        own = self.own.judge(texts, problems, seed)
         return [
             Verdict(self.value if _uniform(seed, row) < self.probability else 0.0, v.accuracy)
             for row, v in enumerate(own)
         ]
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.own.close()
 
 
 def _uniform(seed: int, row: int) -> float:

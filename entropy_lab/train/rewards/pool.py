@@ -62,9 +62,9 @@ class Pool:
         left = deque(dict.fromkeys(pairs))
         while left or any(w.pair for w in self._team):
             self._staff(len(left))
-            for worker in self._team:
-                if left and worker.ready and worker.pair is None:
-                    self._give(worker, left.popleft(), known)
+            for worker in list(self._team):
+                if left and worker.ready and worker.pair is None and self._give(worker, left[0]):
+                    left.popleft()
             self._wait(known)
         return [known[pair] for pair in pairs]
 
@@ -82,14 +82,17 @@ class Pool:
             self._team.append(_started())
             idle += 1
 
-    def _give(self, worker: _Worker, pair: Pair, known: dict[Pair, tuple[bool, str]]) -> None:
-        worker.pair, worker.deadline = pair, time.monotonic() + self.timeout
+    def _give(self, worker: _Worker, pair: Pair) -> bool:
+        """Whether it took the pair; one that died while idle is ended."""
         assert worker.process.stdin is not None
         try:
             worker.process.stdin.write(json.dumps([*pair, self.timeout]).encode() + b"\n")
             worker.process.stdin.flush()
-        except OSError:  # it died while idle
-            self._lose(worker, "worker died", known)
+        except OSError:
+            self._end(worker)
+            return False
+        worker.pair, worker.deadline = pair, time.monotonic() + self.timeout
+        return True
 
     def _wait(self, known: dict[Pair, tuple[bool, str]]) -> None:
         """Until something is heard or a deadline passes; then take it in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from entropy_lab.errors import ConfigError, nearest
 from entropy_lab.train.rewards.judge import Judge, RandomJudge, TaskJudge
@@ -13,6 +13,7 @@ from entropy_lab.train.rewards.settings import RewardConfig
 from entropy_lab.train.rewards.shaping import is_well_formed, overlong_penalty
 from entropy_lab.train.rewards.user import FORMS, user_judge
 from entropy_lab.train.tasks.base import Problem, Task
+from entropy_lab.train.tasks.worked import WorkedTask
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,19 @@ def make_rewarder(config: RewardConfig, task: Task) -> Rewarder:
 
 def _judge(config: RewardConfig, task: Task) -> Judge:
     name = config.name
-    # The answers of data files are graded as mathematics, which one process does too slowly.
-    if name == "math" or (name == "task" and task.name == "data"):
+    # A task of data files has no reward of its own: its answers are graded as mathematics.
+    if name == "math" or (name == "task" and not isinstance(task, WorkedTask)):
         return MathJudge(Pool(config.workers, config.timeout))
     if name == "task":
+        assert isinstance(task, WorkedTask)
         return TaskJudge(task)
-    if name == "random":
-        return RandomJudge(task, config.value, config.probability)
-    if name == "constant":
-        return RandomJudge(task, config.value, 1.0)
+    if name in ("random", "constant"):
+        own = _judge(replace(config, name="task"), task)
+        return RandomJudge(own, config.value, config.probability if name == "random" else 1.0)
     if name == "code":
-        from entropy_lab.train.rewards.code_judge import make_judge
+        from entropy_lab.train.rewards.code_judge import CodeJudge
 
-        return make_judge(config)
+        return CodeJudge(config)
     if ".py" in name:
         return user_judge(name)
     raise ConfigError(

@@ -106,11 +106,12 @@ class Sandbox:
         code = memory_file(json.dumps(payload).encode())
         files = [memory_file(stdin), memory_file(), memory_file(), code]
         order = json.dumps({"run": self._next, "kind": kind, "wall": wall}).encode() + b"\n"
-        self._files[self._next] = (files[1], files[2], wall)
         try:
             socket.send_fds(self._control, [order], [*files, *extra])
-        except OSError:
+        except OSError:  # the server died before it had the program: a new one runs it
             self._lost()
+            socket.send_fds(self._control, [order], [*files, *extra])
+        self._files[self._next] = (files[1], files[2], wall)
         os.close(files[0])
         os.close(code)
         return self._next

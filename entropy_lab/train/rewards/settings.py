@@ -12,7 +12,8 @@ from pydantic.dataclasses import dataclass
 class RewardConfig:
     """name: "task" (the task's own), "math", "code", "random", "constant" or file.py:callable.
 
-    workers: processes that grade; timeout: seconds that one response may take. format_weight:
+    workers: processes that grade; timeout: seconds that one answer may take, or
+    one test of "code" (LiveCodeBench gives 6). format_weight:
     added where an answer is stated as asked for; overlong_buffer: tokens before max_tokens over
     which a penalty rises to overlong_penalty (0: off). value: the reward of "constant", and of
     "random" with that probability (else 0). For "code": memory_mb of one program, total_timeout of

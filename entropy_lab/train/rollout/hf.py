@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from entropy_lab.train.randomness import seeded
 from entropy_lab.train.rollout.base import Responses, end_tokens, left_pad
@@ -19,7 +18,8 @@ from entropy_lab.train.rollout.sampling import generate, sample
 class HFEngine:
     """Samples from softmax(logits / temperature) over the whole vocabulary, in this process.
 
-    logp: report the log-probabilities of the sampled tokens, as sampling computed them.
+    logp: report the log-probabilities of sampled tokens, as sampling computed them; never of
+    evaluations with top_p < 1 or temperature 0.
     """
 
     logp: bool = False
@@ -44,17 +44,15 @@ class HFEngine:
             seeded(seed, model.device),
         ):
             prompt_id, prompt_mask = left_pad(prompts, settings.pad_token_id, model.device)
-            sampled = SampledLogp(temperature) if self.logp else None
-            if sampled is None and temperature > 0 and top_p == 1:
-                token_id = sample(model, prompt_id, prompt_mask, n, settings)  # (B, T)
+            if temperature > 0 and top_p == 1:
+                told = self.logp
+                token_id, logp = sample(model, prompt_id, prompt_mask, n, settings, told)  # (B, T)
             else:
-                told = [] if sampled is None else [sampled]
-                token_id = generate(model, prompt_id, prompt_mask, n, settings, told)
+                token_id, logp = generate(model, prompt_id, prompt_mask, n, settings)
         prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)
         prompt_mask = prompt_mask.repeat_interleave(n, dim=0)
         ends = torch.isin(token_id, torch.tensor(settings.eos_token_id, device=token_id.device))
         mask = ends.long().cumsum(dim=1) - ends.long() == 0
-        logp = None if sampled is None else sampled.of(token_id)
         return Responses(prompt_id, prompt_mask, token_id, mask, ~ends.any(dim=1), logp)
 
     @property
@@ -65,26 +63,6 @@ class HFEngine:
     def close(self) -> None:
         """Nothing is held."""
 
-
-class SampledLogp:
-    """A logits processor that changes nothing: at each step it notes log softmax(logits / T) of
-    the token drawn at the step before, so that no more than one step's (B, V) is kept."""
-
-    def __init__(self, temperature: float):
-        self.temperature = temperature
-        self._known: list[Tensor] = []
-        self._last: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        if self._last is not None:
-            self._known.append(self._last.gather(1, input_ids[:, -1:]))
-        self._last = (logits / self.temperature).log_softmax(-1)
-        return logits
-
-    def of(self, token_id: Tensor) -> Tensor:
-        """The values (B, T) of the finished responses, in nats."""
-        assert self._last is not None
-        return torch.cat([*self._known, self._last.gather(1, token_id[:, -1:])], dim=1)
 
 @contextmanager
 def _sampling(model: Any, max_tokens: int, temperature: float, top_p: float) -> Iterator[Any]:

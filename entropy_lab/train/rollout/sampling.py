@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -18,8 +18,17 @@ _FEWEST = 8
 _ENDED = 1 / 16
 
 
-def sample(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int, settings: Any) -> Tensor:
+def sample(
+    model: Any,
+    prompt_id: Tensor,
+    prompt_mask: Tensor,
+    n: int,
+    settings: Any,
+    told: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """n responses (B, T), B = n G, to each of the left-padded prompts (G, P), padded at their ends.
+
+    With `told`, log softmax(logits / temperature) of their tokens (B, T) beside them, 0 at padding.
 
     Each token is drawn from softmax(logits / temperature) with torch's global generator: argmax of
     p / q, q exponential. A prompt is read once. Rows that have ended are dropped from the passes,
@@ -33,11 +42,12 @@ def sample(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int, settings:
         raise ValueError(f"temperature is {settings.temperature}: sampling needs one above 0")
     cache = DynamicCache(config=model.config)
     if not _only_keys_and_values(cache):
-        return generate(model, prompt_id, prompt_mask, n, settings)
+        return generate(model, prompt_id, prompt_mask, n, settings, told)
     forward, seen = _forward(model, cache), prompt_mask.long()
     ends = torch.tensor(settings.eos_token_id, device=prompt_id.device)
     rows = torch.arange(len(prompt_id) * n, device=prompt_id.device)  # (R,) those in the pass
     out = prompt_id.new_full((len(rows), settings.max_new_tokens), settings.pad_token_id)  # (B, T)
+    logp = torch.zeros_like(out, dtype=torch.float32) if told else None
     running = torch.ones_like(rows, dtype=torch.bool)
     logits = forward(prompt_id, seen).repeat_interleave(n, dim=0)  # (R, V)
     cache.batch_repeat_interleave(n)
@@ -45,17 +55,25 @@ def sample(model: Any, prompt_id: Tensor, prompt_mask: Tensor, n: int, settings:
     for step in range(settings.max_new_tokens):
         token = _draw(logits, rows, len(out), settings.temperature)  # (R,)
         out[rows, step] = token.where(running, settings.pad_token_id)
+        if logp is not None:
+            own = drawn_logp(logits, token, settings.temperature)
+            logp[rows, step] = own.where(running, 0.0)
         running = running & ~torch.isin(token, ends)
         left = int(running.sum())
         if left == 0 or step + 1 == out.shape[1]:
-            return out[:, : step + 1]
+            break
         if len(rows) > _FEWEST and left <= (1 - _ENDED) * len(rows):
             kept = (~running).long().argsort(stable=True)[: max(left, _FEWEST)].sort().values
             cache.batch_select_indices(kept)
             rows, running, token, seen = rows[kept], running[kept], token[kept], seen[kept]
         seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
         logits = forward(token[:, None], seen)
-    return out
+    return out[:, : step + 1], None if logp is None else logp[:, : step + 1]
+
+
+def drawn_logp(logits: Tensor, token: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) of one token (R,) in each row of logits (R, V), nats."""
+    return (logits / temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
 
 
 def _only_keys_and_values(cache: Any) -> bool:
@@ -99,21 +117,28 @@ def generate(
     prompt_mask: Tensor,
     n: int,
     settings: Any,
-    processors: Sequence[Any] = (),
-) -> Tensor:
-    """What `sample` gives, from `model.generate`, with any settings and logits processors."""
+    told: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """What `sample` gives, from `model.generate`, whatever the settings; told: for samples from
+    the whole softmax."""
     try:
-        full = model.generate(
+        out = model.generate(
             input_ids=prompt_id.repeat_interleave(n, dim=0),
             attention_mask=prompt_mask.long().repeat_interleave(n, dim=0),
             generation_config=settings,
-            logits_processor=list(processors),
+            return_dict_in_generate=True,
+            output_logits=told,
         )
     except RuntimeError as error:
         if "probability tensor" not in str(error):
             raise
         raise _diverged() from error
-    return full[:, prompt_id.shape[1] :]
+    token = out.sequences[:, prompt_id.shape[1] :]
+    if not told:
+        return token, None
+    own = [drawn_logp(z, token[:, t], settings.temperature) for t, z in enumerate(out.logits)]
+    ends = torch.isin(token, torch.tensor(settings.eos_token_id, device=token.device))
+    return token, torch.stack(own, 1).masked_fill(ends.cumsum(1) - ends.long() > 0, 0.0)
 
 
 def _diverged() -> RunError:

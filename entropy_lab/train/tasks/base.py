@@ -77,7 +77,7 @@ class Source(Protocol):
 
 
 class Task(Protocol):
-    """Settings that name problems and grade them; nothing is read before `source`."""
+    """Settings that name problems; nothing is read before `source`."""
 
     name: ClassVar[str]
 
@@ -87,8 +87,4 @@ class Task(Protocol):
 
     def check_evaluable(self, n: int) -> None:
         """Raise ConfigError where it cannot be evaluated on n problems; nothing is read."""
-        ...
-
-    def reward(self, response: str, problem: Problem) -> float:
-        """1.0 for a right response, else 0.0; any text is allowed."""
         ...

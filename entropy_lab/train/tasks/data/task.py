@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.train.tasks.base import Encode, Problem
+from entropy_lab.train.tasks.base import Encode
 from entropy_lab.train.tasks.data.load import Loaded, Reading, load_data
 from entropy_lab.train.tasks.data.order import Order
 from entropy_lab.train.tasks.data.source import DataSource
@@ -85,19 +85,3 @@ class Data:
         """Raise ConfigError where no file is named for it; files are read by `source`."""
         if not self.validation:
             raise ConfigError("task data has none: set task.validation to files")
-
-    def reward(self, response: str, problem: Problem) -> float:
-        """1.0 where the last \\boxed{...}, or what follows the last "Answer:", is the answer."""
-        return float(_final(response) == str(problem.answer).strip())
-
-
-def _final(response: str) -> str:
-    start = response.rfind("\\boxed{")
-    if start < 0:
-        return response.rpartition("Answer:")[2].strip()
-    depth, begin = 0, start + len("\\boxed")
-    for at in range(begin, len(response)):
-        depth += {"{": 1, "}": -1}.get(response[at], 0)
-        if depth == 0:
-            return response[begin + 1 : at].strip()
-    return ""
