@@ -34,12 +34,16 @@ def ways() -> dict[str, Isolation]:
     return found
 
 
+MEMORY = 257  # MiB, as no other test has, by which the processes of this file are known
+
+
 def sandboxes() -> set[int]:
-    """Processes of this checkout's sandbox: servers and whatever they forked."""
+    """Processes of the sandboxes of this file: servers and whatever they forked."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(JAIL).encode() in path.read_bytes():
+            line = path.read_bytes()
+            if str(JAIL).encode() in line and f": {MEMORY}".encode() in line:
                 found.add(int(path.parent.name))
         except OSError:
             pass
@@ -49,7 +53,7 @@ def sandboxes() -> set[int]:
 @pytest.fixture(scope="module", params=ways())
 def grader(request: pytest.FixtureRequest) -> Iterator[CodeGrader]:
     before = sandboxes()
-    settings: dict[str, Any] = {"timeout": 0.7, "memory_mb": 256, "output_mb": 1.0}
+    settings: dict[str, Any] = {"timeout": 0.7, "memory_mb": MEMORY, "output_mb": 1.0}
     os.environ["ENTROPY_LAB_SECRET"] = "secret"
     with CodeGrader(workers=1, layers=ways()[request.param], **settings) as made:
         servers = sandboxes() - before
