@@ -94,6 +94,5 @@ def integers(values: Any) -> np.ndarray:
 
 def number(value: Any) -> float | None:
     """A float of a number, one-element list or tensor; None stays None."""
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return None if value is None else float(value)
+    one: Any = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return None if one is None else float(one)
