@@ -1,0 +1,1 @@
+"""Other trainers: hooks for their loops, readers for their logs. Nobody imports us."""
