@@ -1,9 +1,8 @@
-"""A forward pass that reads once what rows have in common: the whole row, or the prompt of a group."""
+"""A forward pass that reads once what rows have in common: all of them, or their prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,8 @@ def outputs_at_responses(forward: Forward, inputs: Inputs, new_cache: NewCache |
             if steps == 1:
                 return start
             for layer in cache.layers:
-                layer.keys, layer.values = _take(layer.keys, which), _take(layer.values, which)
+                if layer.get_seq_length():
+                    layer.keys, layer.values = _take(layer.keys, which), _take(layer.values, which)
             ids, seen, position = (x[:, :-1] for x in read)
             rest = forward(ids[:, width:], seen, position[:, width:], steps - 1, cache)
             return torch.cat([start, rest], dim=1)
