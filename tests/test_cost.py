@@ -54,7 +54,9 @@ def test_the_announced_cost_is_that_of_the_passes(case: str, tmp_path: Path, mon
     parts = estimated_cost(load_config(None, settings))
     minibatches = 4 if case == "four minibatches" else 2
     steps = 6 * minibatches
-    forwards = sum(v for k, v in parts.items() if k != "checks") * 3 * steps * SIZE
+    # Forward and backward, without the forward of the first of two micro-batches of a rollout.
+    update = 3 - 1 / 2 / minibatches
+    forwards = sum(v for k, v in parts.items() if k != "checks") * update * steps * SIZE
     # Beside the announced: the comparison with the loss forward, the start of the fixed set and
     # the checks, all at step 0; with every > 1 which ages are probed is a matter of divisibility.
     start = 16 + 3 * SIZE
@@ -62,11 +64,26 @@ def test_the_announced_cost_is_that_of_the_passes(case: str, tmp_path: Path, mon
     assert forwards - slack <= with_probe - without <= forwards + start + slack
 
 
+@pytest.mark.parametrize(
+    ("settings", "update"),
+    [
+        ([], 2.75),  # the first of two micro-batches in the first of two minibatches
+        (["train.micro_batch=8"], 2.5),
+        (["train.micro_batch=64"], 2.5),
+        (["train.micro_tokens=100"], 3.0),  # how many rows it has is not known
+        (["method.name=steer"], 4.0),  # its statistics pass is one more
+    ],
+)
+def test_the_first_forward_is_the_old_logprob_pass(settings: list[str], update: float) -> None:
+    own = estimated_cost(load_config(None, [*BASE, *settings]))["own"]
+    assert own == pytest.approx(1 / update)
+
+
 def test_the_line_before_a_run_and_the_line_after(tmp_path: Path, capsys) -> None:
     out = run_training(None, [*BASE, "train.rollouts=2"], tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("probe: about 86% on top")
-    assert "the step's rows 33%, held-out rows 17%, the fixed set 33%" in lines[0]
+    assert lines[0].startswith("probe: about 94% on top")
+    assert "the step's rows 36%, held-out rows 18%, the fixed set 36%" in lines[0]
     told = next(line for line in lines if line.startswith("probe: measured "))
     cost = json.loads((out / "run.json").read_text())["probe_cost"]
     assert told == reported(cost)

@@ -23,8 +23,9 @@ def estimated_cost(config: Config) -> dict[str, float]:
     fraction f before it as well: 2 f), held-out rows likewise (the rollout's old-logprob pass is
     the first "before"), the fixed set, the checks of floor steps and the passes of deep steps. An
     update is 3 forwards (2 where adapters alone are trained), one more with a method that reads
-    statistics and one more with gradient checkpointing. Keys: own, held_out, fixed, checks, deep;
-    empty without a probe.
+    statistics and one more with gradient checkpointing; less the forward of a rollout's first
+    micro-batch, which its old-logprob pass has made (`_first_forward`). Keys: own, held_out, fixed,
+    checks, deep; empty without a probe.
     """
     p, minibatches = config.probe, config.train.minibatches
     if not p.enabled:
@@ -33,6 +34,7 @@ def estimated_cost(config: Config) -> dict[str, float]:
     method = make_method(config.method.name, **config.method.params)
     backward = _FROZEN if config.model.lora_rank and not config.model.trainable else _UPDATE
     update = backward + bool(method.needs) + config.model.gradient_checkpointing
+    update -= 0.0 if method.needs else _first_forward(config, size)
     f = p.fraction
     # In an arithmetic of its own no pass of the trainer can serve as "before".
     shared = f == 1 and (config.model.autocast == "none" and p.dtype != "float64")
@@ -52,6 +54,13 @@ def estimated_cost(config: Config) -> dict[str, float]:
         "deep": (forms * f + pushes + backward * f) / p.deep_every if p.deep_every else 0.0,
     }
     return {name: forwards / update / p.every for name, forwards in parts.items()}
+
+
+def _first_forward(config: Config, size: float) -> float:
+    """The forward of the first micro-batch of a rollout, in forwards a step; 0 where micro-batches
+    are cut by tokens, so that their rows are not known beforehand."""
+    rows = 0 if config.train.micro_tokens else min(config.train.micro_batch, size)
+    return rows / size / config.train.minibatches
 
 
 def announced(config: Config) -> str:

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from entropy_lab.errors import ConfigError
-from entropy_lab.probe.scorer import Score, untouched_rng, without_dropout
+from entropy_lab.probe.scorer import Score, active_dropout, untouched_rng, without_dropout
 from entropy_lab.stats import linear_token_stats, token_stats
 from entropy_lab.train.layout import Widths
 from entropy_lab.train.rollout import Responses
+from entropy_lab.train.shared_prompts import (
+    NewCache,
+    cache_of,
+    outputs_at_responses,
+    without_repeats,
+)
 from entropy_lab.types import TokenBatch, TokenStats
 
 
@@ -87,7 +93,7 @@ def make_score(
     tiled=True with another head.
     """
     low = None if autocast == "none" else getattr(torch, autocast)
-    known = signature(model.forward).parameters
+    known = set(signature(model.forward).parameters)
     head = plain_head(model) if tiled else None
     base: Any = getattr(model, "base_model", None)
     if tiled is True and head is None:
@@ -96,32 +102,48 @@ def make_score(
             f"bias, scale or cap, which {type(model).__name__} does not have: set it to false"
         )
 
+    def logits(*read: Any) -> Tensor:
+        return call(model, read, known).logits
+
+    def hidden(*read: Any) -> Tensor:
+        return call(base, read, known - {"logits_to_keep"}).last_hidden_state
+
+    new_cache = cache_of(model, logits)
+
     def score(inputs: Inputs) -> TokenStats:
+        if active_dropout(model):  # equal rows do not drop the same units
+            return scored(inputs, None)
+        rows, which = without_repeats(inputs)
+        stats = scored(rows, new_cache)
+        return stats if which is None else stats.rows(which)
+
+    def scored(inputs: Inputs, new_cache: NewCache | None) -> TokenStats:
         rows, steps = inputs.token_id.shape
         kind = inputs.token_id.device.type
-        read: dict[str, Any] = {
-            "input_ids": inputs.input_id,
-            "attention_mask": inputs.seen,
-            "use_cache": False,
-        }
-        if "position_ids" in known:
-            read["position_ids"] = inputs.position
-        # Position t predicts token t+1: the last row predicts past the end.
         if head is None or not (tiled is True or _is_large(rows * steps, head)):
-            keep = {"logits_to_keep": steps + 1} if "logits_to_keep" in known else {}
             with torch.autocast(kind, low, enabled=low is not None):
-                # (B, T+1, V), or (B, P+T, V) where the model cannot be asked for less
-                logits = model(**read, **keep).logits
-            return token_stats(logits[:, -steps - 1 : -1], inputs.token_id, temperature)
+                z = outputs_at_responses(logits, inputs, new_cache)  # (B, T, V)
+            return token_stats(z, inputs.token_id, temperature)
         with torch.autocast(kind, low, enabled=low is not None):
-            hidden = base(**read).last_hidden_state[:, -steps - 1 : -1]  # (B, T, D)
+            h = outputs_at_responses(hidden, inputs, new_cache)  # (B, T, D)
             # Asked, not taken from `low`: a measurement may have switched autocast off.
             lowered = torch.is_autocast_enabled(kind)
-            dtype = torch.get_autocast_dtype(kind) if lowered else hidden.dtype
+            dtype = torch.get_autocast_dtype(kind) if lowered else h.dtype
         weight = head.weight.to(dtype) if lowered else head.weight
-        return linear_token_stats(hidden.to(dtype), weight, inputs.token_id, temperature)
+        return linear_token_stats(h.to(dtype), weight, inputs.token_id, temperature)
 
     return score
+
+
+def call(module: Any, read: tuple[Tensor, Tensor, Tensor, int, Any], known: set[str]) -> Any:
+    """What a model of transformers gives for `Forward`'s arguments; of those that not all of them
+    take, the ones in `known`."""
+    ids, seen, position, keep, cache = read
+    some = {"position_ids": position, "logits_to_keep": keep}
+    given = {name: value for name, value in some.items() if name in known}
+    if cache is not None:
+        given["past_key_values"] = cache
+    return module(input_ids=ids, attention_mask=seen, use_cache=cache is not None, **given)
 
 
 def _is_large(tokens: int, head: nn.Linear) -> bool:

@@ -41,7 +41,7 @@ def sample(
     if not settings.temperature > 0:
         raise ValueError(f"temperature is {settings.temperature}: sampling needs one above 0")
     cache = DynamicCache(config=model.config)
-    if not _only_keys_and_values(cache):
+    if not only_keys_and_values(cache):
         return generate(model, prompt_id, prompt_mask, n, settings, told)
     forward, seen = _forward(model, cache), prompt_mask.long()
     ends = torch.tensor(settings.eos_token_id, device=prompt_id.device)
@@ -76,7 +76,7 @@ def drawn_logp(logits: Tensor, token: Tensor, temperature: float) -> Tensor:
     return (logits / temperature).log_softmax(-1).gather(1, token[:, None])[:, 0]
 
 
-def _only_keys_and_values(cache: Any) -> bool:
+def only_keys_and_values(cache: Any) -> bool:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     return all(type(x) in (DynamicLayer, DynamicSlidingWindowLayer) for x in cache.layers)
