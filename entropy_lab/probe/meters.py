@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entropy_lab.probe.optimizers import Given
 from entropy_lab.probe.precision import Precision, Setting, watched_autocast
 from entropy_lab.probe.scorer import Score, Scorer
 from entropy_lab.types import TokenStats
@@ -18,15 +19,21 @@ class Meters:
 
     They are one object where their arithmetic is the same, so that a pass is paid once. Until the
     first loss forward has shown under which autocast training runs, all run as `score` does.
+    loss_score: the loss forward, where another module makes it than the one that measures.
     """
 
     def __init__(
-        self, model: nn.Module, score: Score, optimizer: torch.optim.Optimizer, setting: Setting
+        self,
+        model: nn.Module,
+        score: Score,
+        optimizers: Given,
+        setting: Setting,
+        loss_score: Score | None = None,
     ):
-        self.training = Scorer(model, score, optimizer)
+        self.training = Scorer(model, score, optimizers)
         self.dtype, self.policy = "", setting.policy
-        self._model, self._score, self._optimizer = model, score, optimizer
-        self._setting = setting
+        self._model, self._score, self._optimizers = model, score, optimizers
+        self._setting, self._loss_score = setting, loss_score or score
         self._all: dict[Precision, Scorer] = {}
         self._settle(None)
         self._settled = False
@@ -34,9 +41,9 @@ class Meters:
     def forward(self, inputs: Any) -> TokenStats:
         """A loss forward, the first of which settles how the run is measured."""
         if self._settled:
-            return self._score(inputs)
+            return self._loss_score(inputs)
         with watched_autocast(next(self._model.parameters()).device.type) as seen:
-            stats = self._score(inputs)
+            stats = self._loss_score(inputs)
         self._settle(seen[-1] if seen else None)
         self._settled = True
         return stats
@@ -54,8 +61,13 @@ class Meters:
 
     def _scorer(self, precision: Precision) -> Scorer:
         if precision not in self._all:
-            self._all[precision] = Scorer(self._model, self._score, self._optimizer, precision)
+            self._all[precision] = Scorer(self._model, self._score, self._optimizers, precision)
         return self._all[precision]
+
+    def forget(self) -> None:
+        """Drop what every scorer remembers: the parameters have changed, or memory is short."""
+        for scorer in self._all.values():
+            scorer.forget()
 
     def close(self) -> None:
         for scorer in self._all.values():
