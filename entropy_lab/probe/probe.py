@@ -32,7 +32,7 @@ from entropy_lab.probe.step import (
     write_token_rows,
 )
 from entropy_lab.probe.update import check_supported
-from entropy_lab.probe.window import Window, numbered, numbered_all
+from entropy_lab.probe.window import Watched, Window, numbered, numbered_all
 from entropy_lab.record import RunWriter, create_run
 from entropy_lab.record.schema import CORE_PREDICTORS
 from entropy_lab.types import TokenBatch, TokenStats
@@ -141,16 +141,21 @@ class Probe:
         return self.meters.training
 
     def record(
-        self, inputs: Any, batch: TokenBatch, stats: TokenStats | None = None
+        self,
+        inputs: Any,
+        batch: TokenBatch,
+        stats: TokenStats | None = None,
+        watched: Watched | None = None,
     ) -> TokenStats:
         """The loss forward of one micro-batch: score(inputs), its gradients under watch; `stats`
-        is that forward where `meters.forward(inputs)` has made it already."""
+        is that forward where `meters.forward(inputs)` has made it already. watched: the loss reads
+        these two, logp and entropy (B, T), which another code than `score` computed."""
         if self._closed:
             raise RuntimeError("probe.record after probe.close: the log has ended")
         self.commit()
         stats = stats or self.meters.forward(inputs)
         first = sum(len(r.batch.mask) for r in self.window.records)
-        self.window.add(inputs, numbered(batch, (self.step << 32) + first), stats)
+        self.window.add(inputs, numbered(batch, (self.step << 32) + first), stats, watched)
         return stats
 
     def discard(self) -> None:

@@ -16,14 +16,20 @@ from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import NOT_SCORABLE, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
 
+Watched = tuple[Tensor, Tensor]
+
+
 class MicroRecord:
     """One micro-batch of the update: inputs, loss forward, and the gradients that come back.
 
     `grad` fills up while the loss runs backward: tensor hooks on logp and entropy add
-    c = -dL/dlogp and e = -dL/dentropy, over as many backward calls as there are.
+    c = -dL/dlogp and e = -dL/dentropy, over as many backward calls as there are. watched: the
+    tensors that the loss reads, where those of `stats` are other ones.
     """
 
-    def __init__(self, inputs: Any, batch: TokenBatch, stats: TokenStats):
+    def __init__(
+        self, inputs: Any, batch: TokenBatch, stats: TokenStats, watched: Watched | None = None
+    ):
         self.inputs = inputs
         self.batch = batch
         self.stats = stats.detach()
@@ -33,10 +39,10 @@ class MicroRecord:
             self.flags |= TRUNCATED * batch.truncated.to(torch.uint8)[:, None]
         self.pushed = False  # whether a backward pass has reached it
         self.grad = TokenGrad(torch.zeros_like(stats.logp), torch.zeros_like(stats.entropy))
-        self._handles = [
-            stats.logp.register_hook(self._adder(self.grad.grad_logp)),
-            stats.entropy.register_hook(self._adder(self.grad.grad_entropy)),
-        ]
+        logp, entropy = watched or (stats.logp, stats.entropy)
+        self._handles = [logp.register_hook(self._adder(self.grad.grad_logp))]
+        if entropy.requires_grad:
+            self._handles.append(entropy.register_hook(self._adder(self.grad.grad_entropy)))
 
     def _adder(self, into: Tensor):  # the hook returns None, so the gradient is left alone
         def add(gradient: Tensor | None) -> None:
@@ -57,9 +63,12 @@ class Window:
 
     records: list[MicroRecord] = field(default_factory=list)
 
-    def add(self, inputs: Any, batch: TokenBatch, stats: TokenStats) -> None:
+    def add(
+        self, inputs: Any, batch: TokenBatch, stats: TokenStats, watched: Watched | None = None
+    ) -> None:
         """Take in one micro-batch; raises RuntimeError or ValueError where it cannot be right."""
-        if not (stats.logp.requires_grad and stats.entropy.requires_grad):
+        read = (stats.logp, stats.entropy) if watched is None else watched[:1]
+        if not all(x.requires_grad for x in read):
             raise RuntimeError(
                 "probe.record got statistics without gradients: call it outside torch.no_grad() "
                 "and let `score` return token_stats of logits that depend on the parameters"
@@ -74,7 +83,7 @@ class Window:
                 "TokenBatch.advantage is NaN or infinite at valid tokens: mask them out or mend "
                 "the rewards"
             )
-        self.records.append(MicroRecord(inputs, batch, stats))
+        self.records.append(MicroRecord(inputs, batch, stats, watched))
 
     def keep_pushed(self) -> None:
         """Leave out micro-batches that no backward pass has reached: they are in no update."""
