@@ -105,6 +105,7 @@ class Attachment:
             self.probe.discard()
             logger.warning("step %d of the trainer moved no weight: not measured", self._taken)
         self.watch.response_means()
+        self.watch.window_begins = True
         self._lengths = {k: len(v) for k, v in self.trainer._metrics["train"].items()}
         self._taken = self.probe.step
 
@@ -114,6 +115,8 @@ class Attachment:
         if probe is None:
             return
         number = watch.rollout.number if watch.rollout else -1
+        if self.carrier is not None:
+            self.carrier.verify(probe.window.records)
         probe.note(rollout=number, **watch.step_facts, **self._method_scalars())
         watch.step_facts = {}
         watch.safely("held_out", watch.hold_out_next)
@@ -127,7 +130,7 @@ class Attachment:
         if probe is None or probe.step == self._taken:
             return
         if self.carrier is not None:
-            watch.safely("method", self.carrier.end_step)
+            self.carrier.end_step()
         line = probe.commit(**watch.response_means(), **self._trl_metrics())
         for name in MIRRORED:
             value = line.get(name)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from entropy_lab.adapters.trl.rollout import (
-    ADVANTAGE,
     GROUP,
     OLD_ENTROPY,
     REWARD,
@@ -19,7 +18,7 @@ from entropy_lab.adapters.trl.rollout import (
 )
 from entropy_lab.adapters.trl.score import Inputs
 from entropy_lab.stats import state_hash
-from entropy_lab.types import CLIPPED_HIGH, CLIPPED_LOW, DUAL_CLIPPED, SELECTED, TokenBatch
+from entropy_lab.types import CLIPPED_HIGH, CLIPPED_LOW, DUAL_CLIPPED, TokenBatch
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 # One row per response, so that some responses can be measured alone.
@@ -68,7 +67,7 @@ def token_batch(
     return TokenBatch(
         token_id=micro["completion_ids"],
         mask=mask,
-        advantage=per_token(micro.get(ADVANTAGE, micro["advantages"]), mask),
+        advantage=per_token(micro["advantages"], mask),
         old_logp=old_logp,
         old_entropy=old_entropy,
         rollout_logp=micro.get("sampling_per_token_logps"),
@@ -84,11 +83,8 @@ def token_batch(
     )
 
 
-def loss_flags(trainer: Any, batch: TokenBatch, logp: Tensor, kept: Tensor | None) -> Tensor:
-    """Flags (B, T) u8 of what TRL's loss does to each token, by the rules of its own metrics.
-
-    kept: the tokens that top_entropy_quantile leaves in the loss, (B, T), None for all.
-    """
+def loss_flags(trainer: Any, batch: TokenBatch, logp: Tensor) -> Tensor:
+    """Flags (B, T) u8 of the clips of TRL's loss, by the rules of its own metrics."""
     log_ratio = logp.detach() - batch.old_logp
     if trainer.importance_sampling_level == "sequence":
         length = batch.mask.sum(1, keepdim=True).clamp(min=1)
@@ -103,6 +99,4 @@ def loss_flags(trainer: Any, batch: TokenBatch, logp: Tensor, kept: Tensor | Non
         flags = flags | CLIPPED_HIGH * (up & (ratio > 1 + trainer.epsilon_high)).to(torch.uint8)
     elif trainer.loss_type == "cispo":
         flags = flags | CLIPPED_HIGH * (up & (ratio > trainer.epsilon_high)).to(torch.uint8)
-    if kept is not None:
-        flags = flags | SELECTED * (~kept.bool()).to(torch.uint8)
     return flags.masked_fill(~batch.mask, 0)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 # Tensors that travel in TRL's dict of a rollout, one row per response: shuffled and cut with it.
 OURS = "entropy_lab_"
-UID, GROUP, REWARD, TRUNCATED, OLD_ENTROPY, ADVANTAGE = (
-    OURS + name for name in ("uid", "group", "reward", "truncated", "old_entropy", "advantage")
+UID, GROUP, REWARD, TRUNCATED, OLD_ENTROPY = (
+    OURS + name for name in ("uid", "group", "reward", "truncated", "old_entropy")
 )
 
 
@@ -58,7 +57,9 @@ class Rollout:
         }
 
 
-def describe(trainer: Any, output: dict[str, Any], graded: Graded, number: int, step: int) -> Rollout:
+def describe(
+    trainer: Any, output: dict[str, Any], graded: Graded, number: int, step: int
+) -> Rollout:
     """The identities of a rollout that was just generated and graded.
 
     uid = rollout << 32 | row over all ranks; groups are the `num_generations` rows of a prompt,
@@ -127,7 +128,10 @@ def loss_mask(micro: dict[str, Any]) -> Tensor:
 
 
 def sample_columns(
-    rollout: Rollout, buffered: Sequence[dict[str, Any]], place: Sequence[tuple[int, int]], inclusion: Any
+    rollout: Rollout,
+    buffered: Sequence[dict[str, Any]],
+    place: Sequence[tuple[int, int]],
+    inclusion: Callable[[int], float],
 ) -> dict[str, Any]:
     """Rows of the samples table for a rollout whose micro-batches are known.
 
@@ -138,7 +142,7 @@ def sample_columns(
     for micro, (minibatch, number) in zip(buffered, place, strict=True):
         mask = loss_mask(micro)
         size, width = mask.shape
-        advantage = per_token(micro.get(ADVANTAGE, micro["advantages"]), mask)
+        advantage = per_token(micro["advantages"], mask)
         length = mask.sum(1)
         trained = mask.any(1).cpu().numpy()
         share = np.full(size, inclusion(size), np.float32).astype(object)
@@ -177,7 +181,3 @@ def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
     wide = advantages.unsqueeze(1) if advantages.ndim == 1 else advantages
     return torch.where(mask, wide.float().expand(mask.shape), 0.0)
 
-
-def fitted(values: Tensor, width: int) -> Tensor:
-    """(B, T) values padded with zeros, or cut, to `width` columns."""
-    return pad(values, (0, width - values.shape[1]))

@@ -6,7 +6,8 @@ Nothing of what the trainer computes is changed, unless a method was asked for.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from entropy_lab.adapters.trl.rollout import (
     Graded,
     Rollout,
     describe,
-    fitted,
+    loss_mask,
     sample_columns,
 )
 from entropy_lab.adapters.trl.score import FORWARD, Inputs, LossCall, TrlScore
 from entropy_lab.probe import Probe
-from entropy_lab.types import TokenBatch
+from entropy_lab.probe.window import MicroRecord
+from entropy_lab.types import SELECTED, TokenBatch, TokenStats
 
 logger = logging.getLogger("entropy_lab.trl")
 Micro = dict[str, Any]
@@ -51,7 +53,8 @@ class Watch:
         self._scored: list[tuple[Tensor, Tensor]] = []  # logp and entropy of no-grad passes
         self._fresh = False  # a rollout whose micro-batches nobody has seen yet
         self._pending: tuple[Micro, Micro] | None = None  # as kept by TRL, and our copy
-        self._kept: Tensor | None = None
+        self._last: MicroRecord | None = None  # recorded, its entropy mask not seen yet
+        self.window_begins = True
         self._inputs: dict[int, tuple[Micro, Inputs]] = {}
         self._own: dict[str, tuple[Any, str, bool, Any]] = {}
         self._wrap(trainer, "_calculate_rewards", self._calculate_rewards)
@@ -96,6 +99,8 @@ class Watch:
         self._graded, self._scored = None, []
         output = own(inputs)
         extended = self.safely("rollout", lambda: self._identify(output))
+        if self.carrier is not None:
+            return self._with_advantages(self.carrier, extended)
         return output if extended is None else extended
 
     def _calculate_rewards(self, own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -115,22 +120,34 @@ class Watch:
         for logp, entropy in self._scored:
             if logp is output.get("old_per_token_logps"):
                 more[OLD_ENTROPY] = entropy
-        if self.carrier is not None:
-            more |= self.carrier.advantages(output, self.rollout)
         self._scored, self._fresh, self._inputs = [], True, {}
         return {**output, **more}
 
+    def _with_advantages(self, carrier: Carrier, output: Micro | None) -> Micro:
+        """The rollout with the method's own advantages, where it has some."""
+        if output is None:
+            raise carrier.stuck()
+        unknown = torch.full_like(output["completion_ids"], float("nan"), dtype=torch.float32)
+        batch = self.batch_of(output, unknown, None)
+        # Responses that are masked out of the loss count in their group's baseline.
+        sampled = replace(batch, mask=loss_mask({**output, "tool_mask": torch.ones_like(batch.mask)}))
+        own = carrier.advantages(sampled)
+        return output if own is None else {**output, "advantages": own}
+
     def _prepare_inputs(self, own: Callable[..., Micro], generation_batch: Any) -> Micro:
+        if self.carrier is not None:
+            self.carrier.prepare()
         micro = own(generation_batch)
         if not self.training or self.rollout is None:
             return micro
         if self._fresh:
             self._fresh = False
             self.safely("samples", self._write_samples)
-            if self.carrier is not None:
-                self.safely("method", self._begin_rollout)
-        if self.carrier is not None:
-            self.carrier.restore()
+            if self.carrier is not None and self.carrier.reads_rollout:
+                self.carrier.begin_rollout(self._pairs(self.trainer._buffered_inputs))
+        if self.carrier is not None and self.window_begins and self.carrier.looks_ahead:
+            self._plan_ahead(self.carrier)
+        self.window_begins = False
         copy = dict(micro)  # a method writes its advantages here, never into TRL's own
         self._pending = (micro, copy)
         return copy
@@ -144,8 +161,15 @@ class Watch:
             return own(*args, **kwargs)
         (kept, copy), self._pending = self._pending, None
         call = LossCall(own, args, kwargs)
-        self.safely("record", lambda: self._record(call, kept, copy))
-        return call.run()
+        done = self.safely("record", lambda: self._record(call, kept))
+        result = call.run()
+        if self.carrier is not None:
+            if done is None:
+                raise self.carrier.stuck()
+            self.carrier.carry(kept, *done, copy)
+        if done is not None:
+            self.safely("record", lambda: self._annotate(done[0], result[0]))
+        return result
 
     def _without_grad(self, own: Callable[..., tuple], args: tuple, kwargs: dict) -> tuple:
         """Old log-probabilities of a rollout: the entropy is asked for as well."""
@@ -156,43 +180,36 @@ class Watch:
             self._scored.append((result[0], result[1]))
         return (result[0], None, *result[2:])
 
-    def _record(self, call: LossCall, kept: Micro, copy: Micro) -> None:
-        """The loss forward of one micro-batch, told to the probe and planned by the method."""
+    def _record(self, call: LossCall, kept: Micro) -> tuple[TokenBatch, TokenStats]:
+        """The loss forward of one micro-batch, told to the probe."""
         assert self.probe is not None
-        probe, inputs = self.probe, self.inputs_of(kept)
-        stats = self.score.loss_forward(probe, call, inputs)
+        inputs = self.inputs_of(kept)
+        stats = self.score.loss_forward(self.probe, call, inputs)
         logp, entropy = call.run()[:2]
         batch = self.batch_of(kept, logp, stats.entropy)
-        probe.record(inputs, batch, stats.detach(), watched=(logp, entropy))
-        if self.carrier is not None:
-            self.carrier.carry(batch, stats.detach(), copy)
-            probe.annotate(weight=self.carrier.weight, flags=self.carrier.flags)
+        stats = stats.detach()
+        self.probe.record(inputs, batch, stats, watched=(logp, entropy))
         self.step_facts["old_logp_is_logp"] = "old_per_token_logps" not in kept
-        self._flag(batch, logp)
         self._remember(batch)
+        return batch, stats
 
-    def _flag(self, batch: TokenBatch, logp: Tensor) -> None:
+    def _annotate(self, batch: TokenBatch, logp: Tensor) -> None:
+        """What the loss does to each token: the method's plan, then TRL's clips and masks."""
         assert self.probe is not None
-        probe = self.probe
-        record = probe.window.records[-1]
-
-        def annotate(kept: Tensor | None) -> None:
-            record.flags |= loss_flags(self.trainer, batch, logp, kept)
-            if kept is not None:
-                record.weight = record.weight * kept
-
-        self._annotate = annotate
-        if self.trainer.top_entropy_quantile >= 1.0:
-            annotate(None)
+        if self.carrier is not None:
+            self.probe.annotate(weight=self.carrier.weight, flags=self.carrier.flags)
+        record = self.probe.window.records[-1]
+        record.flags |= loss_flags(self.trainer, batch, logp)
+        self._last = record if self.trainer.top_entropy_quantile < 1.0 else None
 
     def _high_entropy_mask(self, own: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         kept = own(*args, **kwargs)
-        annotate, self._annotate = self._annotate, None
-        if self.training and annotate is not None:
-            self.safely("record", lambda: annotate(kept))
+        record, self._last = self._last, None
+        if self.training and record is not None:
+            record.weight = record.weight * kept
+            dropped = record.batch.mask & ~kept.bool()
+            record.flags = record.flags | SELECTED * dropped.to(torch.uint8)
         return kept
-
-    _annotate: Callable[[Tensor | None], None] | None = None
 
     def _clip(self, own: Callable[..., Any], parameters: Any, max_norm: Any, *args: Any) -> Any:
         norm = own(parameters, max_norm, *args)
@@ -214,9 +231,7 @@ class Watch:
     def batch_of(self, micro: Micro, logp: Tensor | None, entropy: Tensor | None) -> TokenBatch:
         assert self.probe is not None and self.rollout is not None
         age = self.probe.step - self.rollout.step
-        return token_batch(
-            micro, logp, entropy, age=age, step=self.probe.step, seed=self.seed
-        )
+        return token_batch(micro, logp, entropy, age=age, step=self.probe.step, seed=self.seed)
 
     def _remember(self, batch: TokenBatch) -> None:
         """For the means over the step's responses in its line of metrics.jsonl."""
@@ -248,11 +263,25 @@ class Watch:
         )
         self.probe.samples(columns)
 
-    def _begin_rollout(self) -> None:
-        assert self.probe is not None and self.carrier is not None
-        pairs = [(self.inputs_of(m), self.batch_of(m, None, None))
-                 for m in self.trainer._buffered_inputs]  # fmt: skip
-        self.carrier.begin_rollout(pairs, self.probe)
+    def _pairs(self, micros: Sequence[Micro]) -> list[tuple[TokenBatch, TokenStats]]:
+        """Micro-batches with their statistics at the present weights, by passes of their own."""
+        assert self.probe is not None
+        pairs = []
+        for micro in micros:
+            stats = self.probe.scorer.measure(self.inputs_of(micro))
+            pairs.append((self.batch_of(micro, stats.logp, stats.entropy), stats))
+        return pairs
+
+    def _plan_ahead(self, carrier: Carrier) -> None:
+        """All micro-batches of the coming step are in TRL's buffer: plan them as one."""
+        trainer, slices = self.trainer, self.trainer._buffered_inputs
+        begun, each = trainer._step, trainer.current_gradient_accumulation_steps
+        period = len(slices) * trainer.num_iterations
+        if begun % period + each > period:  # an epoch's remainder has shifted the windows
+            logger.warning("a step that mixes two rollouts is planned by its micro-batches")
+            return
+        micros = [slices[(begun + k) % len(slices)] for k in range(each)]
+        carrier.plan_ahead(micros, self._pairs(micros))
 
     def hold_out_next(self) -> None:
         """The next step's micro-batches, which nothing has trained on yet, are measured around the
@@ -268,5 +297,3 @@ class Watch:
         pairs = [(self.inputs_of(m), self.batch_of(m, None, None)) for m in later]
         probe.hold_out(pairs, "next_minibatch")
 
-
-__all__ = ["Watch", "fitted"]
