@@ -52,6 +52,9 @@ def make_trainer(folder: Path, *, cls: Any = None, dropout: float = 0.0, **setti
     from trl import GRPOConfig, GRPOTrainer
 
     model, tokenizer = make_model(dropout=dropout)
+    if settings.get("beta"):  # the reference model is read from where the policy came from
+        model.save_pretrained(folder / "start")
+        model = type(model).from_pretrained(folder / "start")
     plain = {
         "per_device_train_batch_size": 8,
         "num_generations": 4,
