@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 
+from entropy_lab.probe.alarm import CollapseAlarm, collapse_alarm
 from entropy_lab.stats import QUADRANTS
-from entropy_lab.train.alarm import CollapseAlarm, collapse_alarm
 
 
 def steps_row(entropy: float, **change: float) -> dict[str, float]:

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+from entropy_lab.probe.cost import reported
 from entropy_lab.train import parts as run_parts
 from entropy_lab.train.config import load_config
-from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
+from entropy_lab.train.cost import announced, estimated_cost, measured_cost
 from entropy_lab.train.launch import run_training
 from tiny import TINY
 

@@ -79,12 +79,12 @@ class Step:
             if step == 2:
                 chosen = [Chosen(r.inputs, r.batch, None, 1.0) for r in window.records]
                 probed = measure_before(chosen, scorer)
-                start = deep.begin(scorer, optimizer, probed)
+                start = deep.begin(scorer, (optimizer,), probed)
             optimizer.step()
             if step == 2:
                 for part in probed:
                     part.after = scorer.measure(part.inputs)
-                result = deep.finish(start, scorer, optimizer, window, probed, kappa, "forward")
+                result = deep.finish(start, scorer, (optimizer,), window, probed, kappa, "forward")
                 return model, start, result, window
             optimizer.zero_grad()
         raise AssertionError

@@ -167,7 +167,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     rows, batch = batches(model, 1, 16)[0]
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 1.5"):
         Probe(model, adamw(model), tmp_path / "a", score_of(model), fraction=1.5)
-    probe = Probe(model, adamw(model), tmp_path / "b", score_of(model))
+    probe = Probe(model, adamw(model), tmp_path / "b", score_of(model), strict=True)
     with torch.no_grad(), pytest.raises(RuntimeError, match="outside torch.no_grad"):
         probe.record(rows, batch)
     probe.close()

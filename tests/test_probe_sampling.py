@@ -200,7 +200,7 @@ def test_a_loop_that_slips_is_told_how(tmp_path: Path) -> None:
     optimizer = adamw(model)
     score = score_of(model)
     (rows, batch), (other, second) = batches(model, 1, 8)
-    probe = Probe(model, optimizer, tmp_path / "run", score)
+    probe = Probe(model, optimizer, tmp_path / "run", score, strict=True)
     with pytest.raises(RuntimeError, match="call record"):
         probe.annotate(weight=1.0)
     probe.record(rows, batch)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from entropy_lab.probe.alarm import alarm_text
 from entropy_lab.train.config import load_config
-from entropy_lab.train.progress import Progress, alarm_text
+from entropy_lab.train.progress import Progress
 
 CALM = {
     "reward": 0.25,

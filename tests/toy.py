@@ -105,7 +105,8 @@ def run_loop(
     dtype = next(model.parameters()).dtype
     acting = make_method(method, **(params or {}))
     score = score_of(model)
-    probe = Probe(model, optimizer, run_dir, score, **probe_options) if run_dir else None
+    options = {"strict": True, **probe_options}
+    probe = Probe(model, optimizer, run_dir, score, **options) if run_dir else None
     for step in range(steps):
         micros = batches(model, 100 + step, size, dtype)
         with torch.no_grad():

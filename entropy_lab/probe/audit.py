@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entropy_lab.probe.optimizers import Optimizers, loss_scale_left, owners
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import TokenGrad
 
@@ -16,13 +17,15 @@ def gradient_audit(
     scorer: Scorer,
     micros: Iterable[tuple[Any, TokenGrad]],
     kappa: float | None,
+    optimizers: Optimizers = (),
 ) -> tuple[float, float]:
     """Share of the step's gradient that does not flow through logp and entropy, and kappa.
 
     With s = sum_t (c_t grad logp_t + e_t grad H_t) by a backward pass of its own and g the
     gradients now in `.grad` (after clipping by kappa): ||g + kappa s|| / ||g||. It is about 1e-6
     in float32 where the loss is a function of logp and entropy alone; an auxiliary loss, a
-    full-vocabulary KL or a shifted mask shows as its share. Where `kappa` is None it is fitted,
+    full-vocabulary KL or a shifted mask shows as its share. `optimizers`: a loss scale that they
+    still have to take out of `.grad` is taken out here. Where `kappa` is None it is fitted,
     -<g, s>/<s, s>, so that only the direction is judged. NaN without any gradient. `.grad` is not
     touched.
     """
@@ -36,7 +39,9 @@ def gradient_audit(
         for into, part in zip(total, parts, strict=True):
             if part is not None:
                 into += part
-    seen = [torch.zeros_like(t) if p.grad is None else p.grad.double()
+    scales = {o: loss_scale_left(o) for o in optimizers}
+    left = {p: scales[o] for p, (o, _) in owners(optimizers).items()}
+    seen = [torch.zeros_like(t) if p.grad is None else p.grad.double() / left.get(p, 1.0)
             for p, t in zip(params, total, strict=True)]  # fmt: skip
     if kappa is None:
         square = _dot(total, total)

@@ -16,6 +16,7 @@ from entropy_lab.probe.influence import (
     influence_direction,
     marginal_direction,
 )
+from entropy_lab.probe.optimizers import Optimizers
 from entropy_lab.probe.path import Named, Path, last_block, layer_groups
 from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.probe.scorer import Scorer
@@ -37,7 +38,7 @@ class DeepStart:
 
 def begin(
     scorer: Scorer,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     rows: Sequence[Probed],
     device: str | None = None,
 ) -> DeepStart:
@@ -46,7 +47,7 @@ def begin(
     triples = [(p.inputs, p.batch, p.inclusion_prob) for p in rows]
     G = entropy_gradient(scorer, triples)
     path = Path.begin(scorer.model, device, scorer.precision)
-    return DeepStart(path, before_step(scorer.model, optimizer), G)
+    return DeepStart(path, before_step(scorer.model, optimizers), G)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class DeepResult:
 def finish(
     start: DeepStart,
     scorer: Scorer,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     window: Window,
     train: Sequence[Probed],
     kappa: float,
@@ -74,7 +75,7 @@ def finish(
     measured: the arithmetic of the dH in `train`.
     """
     path, model = start.path, scorer.model
-    update = after_step(model, optimizer, start.before, path.start)
+    update = after_step(model, optimizers, start.before, path.start)
     delta, groups = path.delta(), layer_groups(model)
     forms = [
         _path_forms(path, scorer, p, _ends(path, scorer, p, measured), delta, update, groups, jvp)
@@ -85,9 +86,7 @@ def finish(
     return DeepResult(forms, influence, sums)
 
 
-def _ends(
-    path: Path, scorer: Scorer, p: Probed, measured: Precision
-) -> tuple[Tensor, Tensor]:
+def _ends(path: Path, scorer: Scorer, p: Probed, measured: Precision) -> tuple[Tensor, Tensor]:
     """(H(theta), dH) of these rows in the path's own arithmetic and layout."""
     if path.precision == measured and p.source is p.inputs:
         return p.before.entropy, p.dH

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entropy_lab.probe.optimizers import Given
 from entropy_lab.probe.precision import Precision, Setting, watched_autocast
 from entropy_lab.probe.scorer import Score, Scorer
 from entropy_lab.types import TokenStats
@@ -20,12 +21,10 @@ class Meters:
     first loss forward has shown under which autocast training runs, all run as `score` does.
     """
 
-    def __init__(
-        self, model: nn.Module, score: Score, optimizer: torch.optim.Optimizer, setting: Setting
-    ):
-        self.training = Scorer(model, score, optimizer)
+    def __init__(self, model: nn.Module, score: Score, optimizers: Given, setting: Setting):
+        self.training = Scorer(model, score, optimizers)
         self.dtype, self.policy = "", setting.policy
-        self._model, self._score, self._optimizer = model, score, optimizer
+        self._model, self._score, self._optimizers = model, score, optimizers
         self._setting = setting
         self._all: dict[Precision, Scorer] = {}
         self._settle(None)
@@ -54,8 +53,13 @@ class Meters:
 
     def _scorer(self, precision: Precision) -> Scorer:
         if precision not in self._all:
-            self._all[precision] = Scorer(self._model, self._score, self._optimizer, precision)
+            self._all[precision] = Scorer(self._model, self._score, self._optimizers, precision)
         return self._all[precision]
+
+    def forget(self) -> None:
+        """Drop what every scorer remembers: the parameters have changed, or memory is short."""
+        for scorer in self._all.values():
+            scorer.forget()
 
     def close(self) -> None:
         for scorer in self._all.values():

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from entropy_lab.errors import RunError
-from entropy_lab.predictors import PREDICTORS
 from entropy_lab.probe import rows as to_rows
-from entropy_lab.probe.deep import Jvp, begin
+from entropy_lab.probe.alarm import log_alarm
+from entropy_lab.probe.around import Around, EntropyOf
+from entropy_lab.probe.deep import Jvp
+from entropy_lab.probe.guard import Guard
+from entropy_lab.probe.log import OnAlarm, OnFull, StepLog, open_writer
+from entropy_lab.probe.memory import MemoryCap
 from entropy_lab.probe.meters import Meters
-from entropy_lab.probe.path import Path as ParameterPath
+from entropy_lab.probe.optimizers import Given, innermost
 from entropy_lab.probe.precision import Policy, ProbeDtype, Setting
-from entropy_lab.probe.predict import predict_window
 from entropy_lab.probe.sampling import inclusion_prob
 from entropy_lab.probe.scorer import Score, Scorer
-from entropy_lab.probe.step import (
-    STEP_METRICS,
-    Cadence,
-    Micro,
-    StepMeasurement,
-    mean_lr,
-    measure_before_step,
-    run_checks,
-    write_token_rows,
-)
+from entropy_lab.probe.step import Cadence, Micro
+from entropy_lab.probe.stepping import Stepping
 from entropy_lab.probe.update import check_supported
-from entropy_lab.probe.window import Watched, Window, numbered, numbered_all
-from entropy_lab.record import RunWriter, create_run
-from entropy_lab.record.schema import CORE_PREDICTORS
+from entropy_lab.probe.window import Watched, numbered_all
+from entropy_lab.record import create_run
 from entropy_lab.types import TokenBatch, TokenStats
 
 
-class Probe:
+class Probe(Stepping):
     """Measure H before and after each optimizer step on the step's own tokens, and log it.
 
     Three lines in any PyTorch loop: Probe(model, optimizer, "runs/mine", score) once,
@@ -61,6 +56,13 @@ class Probe:
     that arithmetic throughout; "auto" is "same", and where that is half precision at most 8
     responses a step are measured in float32 as well (column dH_float32). policy: "master" measures
     the parameters as they are, "cast" rounded to the training dtype (bfloat16 in a float32 run).
+    strict: an error of the probe ends the loop. Otherwise it is an event (in events/, and once
+    through `logging`), the step goes unmeasured and training goes on: see Guard and Around.
+    max_memory_gb, memory_fraction: what the passes may take (MemoryCap); out of memory they take
+    fewer rows from then on. on_full: "drop" loses token rows rather than wait for a slow disk, the
+    default unless strict. on_alarm: told when the collapse alarm begins to ring (an Alarm).
+    `optimizer` may be several, all of which step once in a policy step. tell_cost: print what the
+    probe cost at the end and keep it in run.json.
     run_dir is created; to continue a run pass `start_step` after `record.rewind`.
     Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
     option that is none.
@@ -69,7 +71,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Given,
         run_dir: str | Path,
         score: Score,
         *,
@@ -78,7 +80,7 @@ class Probe:
         floor_every: int = 10,
         deep_every: int = 0,
         jvp: Jvp = "forward",
-        entropy_of: Literal["train", "held_out", "fixed"] = "train",
+        entropy_of: EntropyOf = "train",
         snapshots: str | None = None,
         dtype: ProbeDtype = "auto",
         policy: Policy = "master",
@@ -88,52 +90,34 @@ class Probe:
         config: dict[str, Any] | None = None,
         start_step: int | None = None,
         write_samples: bool = True,
-        on_full: Literal["block", "drop"] = "block",
+        on_full: OnFull | None = None,
+        strict: bool = False,
+        max_memory_gb: float | None = None,
+        memory_fraction: float | None = None,
+        on_alarm: OnAlarm | None = log_alarm,
+        tell_cost: bool = True,
     ):
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        if min(every, floor_every, deep_every) < 0:
-            given = f"{every}, {floor_every}, {deep_every}"
-            raise ValueError(f"every, floor_every and deep_every must be >= 0, got {given}")
+        cadence = Cadence(every, fraction, floor_every, deep_every, seed)
+        optimizers = innermost(optimizer)
         if deep_every:
-            check_supported(optimizer)
-        setting = Setting(dtype, policy)
-        self.optimizer = optimizer
-        self.cadence = Cadence(every, fraction, floor_every, deep_every, seed)
-        self.jvp: Jvp = jvp
-        self.entropy_of, self.snapshots = entropy_of, snapshots
+            for each in optimizers:
+                check_supported(each)
+        memory = MemoryCap(max_memory_gb, memory_fraction, next(model.parameters()).device)
+        meters = Meters(model, score, optimizers, Setting(dtype, policy))
         if start_step is None:
             create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
-        self.step = start_step or 0
-        self.writer = RunWriter(
-            run_dir,
-            meta={
-                "temperature": str(temperature),
-                "sampling": f"every={every} fraction={fraction} seed={seed}",
-            },
-            profile=profile,
-            predictors=CORE_PREDICTORS if profile == "core" else tuple(PREDICTORS),
-            deep=deep_every > 0,
-            on_full=on_full,
-        )
-        self.meters = Meters(model, score, optimizer, setting)
-        self.write_samples = write_samples
-        self.loss_forward_is_before: bool | None = None
-        self.window = Window()
-        self._held_out: list[Micro] = []
-        self._held_out_source = "given"
-        self._fixed: list[Micro] = []
-        self._notes: dict[str, Any] = {}
-        self._measurement: StepMeasurement | None = None
-        self._metrics: dict[str, Any] | None = None
-        self.last_row: dict[str, Any] = {}
-        self._time_before = 0.0
-        self._closed = False
-        self._written: set[int] = set()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
+        guard = Guard(run_dir, 0, strict)
+        full: OnFull = on_full or ("block" if strict else "drop")
+        log = StepLog(
+            open_writer(run_dir, cadence, temperature, profile, full), guard,
+            write_samples=write_samples, on_alarm=on_alarm, tell_cost=tell_cost, rank=0,
+        )  # fmt: skip
+        around = Around(
+            meters, optimizers, cadence, guard, memory,
+            jvp=jvp, entropy_of=entropy_of, snapshots=snapshots,
+        )  # fmt: skip
+        super().__init__(guard, log, around, meters, optimizers, start_step or 0)
+        self._at_end = weakref.finalize(self, self.log.close)
 
     @property
     def scorer(self) -> Scorer:
@@ -150,28 +134,24 @@ class Probe:
         """The loss forward of one micro-batch: score(inputs), its gradients under watch; `stats`
         is that forward where `meters.forward(inputs)` has made it already. watched: the loss reads
         these two, logp and entropy (B, T), which another code than `score` computed."""
-        if self._closed:
+        if self._closed and self.guard.strict:
             raise RuntimeError("probe.record after probe.close: the log has ended")
         self.commit()
+        self._forget_skipped()
+        if not self.window.records:
+            self._began = time.perf_counter()
+            self.log.cost.begin()
         stats = stats or self.meters.forward(inputs)
-        first = sum(len(r.batch.mask) for r in self.window.records)
-        self.window.add(inputs, numbered(batch, (self.step << 32) + first), stats, watched)
+        if not (self._closed or self.log.ended):
+            add = partial(self.window.add, inputs, batch, stats, self.step << 32, watched)
+            failed = self.guard.attempt("record", self.step, add)
+            self.window.spoiled = self.window.spoiled or failed
         return stats
-
-    def discard(self) -> None:
-        """Forget what was recorded since the last step: its update is skipped (overflow, NaN)."""
-        self.window.close()
-        self.window = Window()
 
     def annotate(self, *, weight: Tensor | float | None = None, flags: Tensor | None = None):
         """What the method did to the micro-batch recorded last: weight (B, T), flags (B, T) u8."""
-        if not self.window.records:
-            raise RuntimeError("probe.annotate speaks of the last record(): call record() first")
-        record = self.window.records[-1]
-        if weight is not None:
-            record.weight = torch.ones_like(record.stats.logp) * weight
-        if flags is not None:
-            record.flags = record.flags | flags
+        annotate = partial(self.window.annotate, weight, flags)
+        self.guard.attempt("annotate", self.step, annotate)
 
     def hold_out(self, micros: Sequence[Micro], source: str = "given") -> None:
         """Rows that the coming step does not train on; measured around it like its own."""
@@ -180,10 +160,14 @@ class Probe:
 
     def fix(self, micros: Sequence[Micro], *, save: bool = True) -> None:
         """The fixed probe set: the same responses around every probed step of the run."""
-        self._fixed = numbered_all(micros, -1 << 32)
-        if save:
+
+        def measure_and_save() -> None:
             parts = [(batch, self.meters.main.measure(inputs)) for inputs, batch in self._fixed]
             self.writer.fixed(to_rows.fixed_columns(parts))
+
+        self._fixed = numbered_all(micros, -1 << 32)
+        if save and self.guard.attempt("fix", self.step, measure_and_save):
+            self._fixed = []
 
     def note(self, **scalars: float | int | str | bool) -> None:
         """Values for the coming row of steps: kappa, grad_norm, rollout, method_*."""
@@ -191,7 +175,7 @@ class Probe:
 
     def samples(self, columns: dict[str, Any]) -> None:
         """Rows of the samples table (prompt and response text, rewards)."""
-        self.writer.samples(columns)
+        self.guard.attempt("samples", self.step, lambda: self.writer.samples(columns))
 
     def inclusion_prob(self, size: int) -> float:
         """The chance of one of a micro-batch's `size` responses to be probed in a probed step."""
@@ -202,28 +186,27 @@ class Probe:
 
         Called by the next `record` and by `close` where the loop does not call it.
         """
-        if self._metrics is None:
-            return {}
-        line, self._metrics = {**self._metrics, **metrics}, None
-        self.writer.commit(line)
-        return line
+        self._hooks.end()
+        return self.log.commit(metrics)
 
     def flush(self) -> None:
         """Make every row so far durable; parts of the log end here."""
         self.commit()
-        self.writer.flush()
+        self.guard.attempt("log", self.step, self.writer.flush)
+        self.log.check_writer(self.step)
 
     def close(self, status: str = "finished") -> None:
         """Write what is left, take the hooks off, and give the run its final status; once."""
         if self._closed:
             return
         self._closed = True
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.end()
+        self._forget_skipped()
+        self._hooks.remove()
         self.meters.close()
         self.window.close()
-        self.commit()
-        self.writer.close(status=status)
+        self._at_end.detach()
+        self.log.close(status)
 
     def __enter__(self) -> Probe:
         return self
@@ -234,72 +217,3 @@ class Probe:
             return
         with suppress(RunError):  # the first error is the one to report
             self.close("interrupted" if kind is KeyboardInterrupt else "failed")
-
-    def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        started = time.perf_counter()
-        if kwargs.get("closure") or any(a is not None for a in args[1:]):
-            raise RuntimeError(
-                "the probe cannot measure optimizer.step(closure): run backward, then plain step()"
-            )
-        self.window.keep_pushed()
-        if not self.window.records:
-            return
-        self._measurement = m = StepMeasurement(self.step, mean_lr(self.optimizer))
-        if self.cadence.probes(self.step):
-            self._measure_before(m)
-        self._time_before = time.perf_counter() - started
-
-    def _measure_before(self, m: StepMeasurement) -> None:
-        self.loss_forward_is_before = measure_before_step(
-            m,
-            self.window,
-            self.meters,
-            self.cadence,
-            self._held_out,
-            self._fixed,
-            self.loss_forward_is_before,
-        )
-        deep, checks = self.cadence.deep(self.step), self.cadence.checks(self.step)
-        if checks or (deep and "kappa" not in self._notes):
-            run_checks(m, self.window, self.meters, self._notes.get("kappa"))
-        if deep:
-            rows = {"train": m.train, "held_out": m.held or m.watch, "fixed": m.watch}
-            of = rows[self.entropy_of] or m.train
-            m.deep = begin(self.meters.deep, self.optimizer, of, self.snapshots)
-        if checks:
-            own = m.deep and m.deep.path
-            m.start = own or ParameterPath.begin(self.scorer.model, self.snapshots)
-
-    def _after_step(self) -> None:
-        m = self._measurement
-        if m is None:
-            return
-        started = time.perf_counter()
-        m.measure_after(self.meters)
-        m.measure_floor(self.meters)
-        m.measure_deep(self.meters, self.optimizer, self.window, self._notes, self.jvp)
-        predicted = predict_window(self.window, m.lr)
-        write_token_rows(m, self.window, predicted, self.writer)
-        if self.write_samples:
-            self._write_samples()
-        row = m.summary(self.window, predicted)
-        row["heldout_source"] = self._held_out_source if m.held else "fixed" if m.watch else ""
-        row |= {"measured_in": self.meters.dtype, "policy": self.meters.policy, **self._notes}
-        self.writer.step(row)
-        self.last_row = row
-        kept = [*STEP_METRICS, *(key for key in row if key.startswith("method_"))]
-        self._metrics = {key: row[key] for key in kept if key in row}
-        self.window.close()
-        self.window, self._measurement = Window(), None
-        self._held_out, self._notes = [], {}
-        self.step += 1
-        self._metrics["time_probe"] = self._time_before + time.perf_counter() - started
-
-    def _write_samples(self) -> None:
-        """A row for every response that no earlier step has written one for."""
-        for r in self.window.records:
-            share = self.inclusion_prob(len(r.batch.mask))
-            columns = to_rows.sample_columns(r.batch, self.step, share)
-            new = [uid not in self._written for uid in columns["uid"].tolist()]
-            self._written.update(columns["uid"].tolist())
-            self.writer.samples({name: values[new] for name, values in columns.items()})

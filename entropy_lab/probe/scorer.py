@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from entropy_lab.probe.optimizers import Given, innermost
 from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.types import TokenStats
 
@@ -29,7 +30,7 @@ class Scorer:
         self,
         model: nn.Module,
         score: Score,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Given,
         precision: Precision = SAME,
     ):
         self.model = model
@@ -38,7 +39,9 @@ class Scorer:
         self._memo: dict[int, tuple[Any, TokenStats]] = {}
         self._seen: list[tuple[int, int]] = []
         # A fused or foreign step need not count as an in-place change, so it is told of.
-        self._handle = optimizer.register_step_post_hook(lambda *_: self.forget())
+        self._handles = [
+            o.register_step_post_hook(lambda *_: self.forget()) for o in innermost(optimizers)
+        ]
 
     def measure(self, inputs: Any) -> TokenStats:
         """Statistics of `inputs` at the present parameters, detached."""
@@ -83,7 +86,8 @@ class Scorer:
         self._memo.clear()
 
     def close(self) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         self.forget()
 
 

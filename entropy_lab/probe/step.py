@@ -15,6 +15,7 @@ from entropy_lab.probe.deep import DeepResult, DeepStart, Jvp, finish
 from entropy_lab.probe.fine import FineRows
 from entropy_lab.probe.floor import moved_share, noise_floor
 from entropy_lab.probe.meters import Meters
+from entropy_lab.probe.optimizers import Optimizers
 from entropy_lab.probe.path import Path
 from entropy_lab.probe.predict import predict_held_out
 from entropy_lab.probe.sampling import is_every_nth, is_probed
@@ -28,7 +29,7 @@ Micro = tuple[Any, TokenBatch]
 STEP_METRICS = (  # columns of a step's row that its line in metrics.jsonl repeats
     "step rollout age entropy_token_mean entropy_seq_mean dH_train dH_heldout dH_fixed "
     "entropy_fixed clip_high_frac clip_low_frac dual_clip_frac touched_share grad_norm kappa lr "
-    "gradient_audit"
+    "gradient_audit probe_failed"
 ).split()
 
 
@@ -41,6 +42,13 @@ class Cadence:
     floor_every: int
     deep_every: int
     seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+        if min(self.every, self.floor_every, self.deep_every) < 0:
+            given = f"{self.every}, {self.floor_every}, {self.deep_every}"
+            raise ValueError(f"every, floor_every and deep_every must be >= 0, got {given}")
 
     def probes(self, step: int) -> bool:
         return is_probed(step, self.every)
@@ -68,6 +76,13 @@ class StepMeasurement:
     result: DeepResult | None = None
     loss_forward_is_before: bool = False
     dropout_off: bool = False
+    failed: str = ""
+
+    def abandon(self, failed: str) -> None:
+        """Let go of everything measured: the step is logged as one that was not probed."""
+        self.train, self.held, self.watch, self.checks = [], [], [], {}
+        self.fine = self.start = self.deep = self.result = None
+        self.loss_forward_is_before, self.failed = False, failed
 
     def measure_after(self, meters: Meters) -> None:
         """The second pass, over the very objects of the first."""
@@ -90,7 +105,7 @@ class StepMeasurement:
     def measure_deep(
         self,
         meters: Meters,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         window: Window,
         notes: Mapping[str, Any],
         jvp: Jvp,
@@ -101,7 +116,7 @@ class StepMeasurement:
         kappa = float(notes.get("kappa", self.checks.get("kappa", 1.0)))
         main = meters.main.precision
         self.result = finish(
-            self.deep, meters.deep, optimizer, window, self.train, kappa, jvp, main
+            self.deep, meters.deep, optimizers, window, self.train, kappa, jvp, main
         )
 
     def summary(self, window: Window, predicted: dict[str, Tensor]) -> dict[str, Any]:
@@ -134,6 +149,7 @@ class StepMeasurement:
             **self.checks,
             **(self.fine.scalars() if self.fine else {}),
             **(deep_scalars(self.train, self.result) if self.result else {}),
+            **({"probe_failed": self.failed} if self.failed else {}),
         }
 
 
@@ -178,7 +194,11 @@ def measure_before_step(
 
 
 def run_checks(
-    measurement: StepMeasurement, window: Window, meters: Meters, kappa: float | None
+    measurement: StepMeasurement,
+    window: Window,
+    meters: Meters,
+    kappa: float | None,
+    optimizers: Optimizers = (),
 ) -> None:
     """The repeat check and the gradient audit of a floor step, at theta, before it moves."""
     repeats = [
@@ -186,7 +206,7 @@ def run_checks(
         for p in measurement.train
     ]
     pairs = [(r.inputs, r.grad) for r in window.records]
-    audit, kappa = gradient_audit(meters.training, pairs, kappa)
+    audit, kappa = gradient_audit(meters.training, pairs, kappa, optimizers)
     if measurement.dropout_off:
         audit = NAN  # the audit's own pass cannot draw the loss forward's dropout again
     repeat = max((float(r.abs().max()) for r in repeats if len(r)), default=NAN)
@@ -260,12 +280,3 @@ def _mean_before(parts: list[Probed]) -> float:
     if not parts:
         return NAN
     return float(torch.cat([p.before.entropy[p.batch.mask].double() for p in parts]).mean())
-
-
-def mean_lr(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the step; over groups, the mean weighted by parameter count."""
-    sizes = [sum(p.numel() for p in g["params"]) for g in optimizer.param_groups]
-    rates = [float(g["lr"]) for g in optimizer.param_groups]
-    if len(set(rates)) == 1:
-        return rates[0]
-    return sum(s * r for s, r in zip(sizes, rates, strict=True)) / sum(sizes)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from entropy_lab.probe.optimizers import Optimizers, loss_scale_left, owners
 from entropy_lab.probe.path import Named
 from entropy_lab.stats.moments import accumulation
 
@@ -72,40 +73,42 @@ def check_supported(optimizer: torch.optim.Optimizer) -> None:
                 )
 
 
-def before_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Before:
-    """Copies of the first moments and of the gradients as they enter the optimizer."""
+def before_step(model: nn.Module, optimizers: Optimizers) -> Before:
+    """Copies of the first moments and of the gradients as they enter the optimizers."""
     first: dict[str, Tensor | None] = {}
     clipped: Named = {}
-    key = "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else "exp_avg"
+    owner = owners(optimizers)
+    left = {o: loss_scale_left(o) for o in optimizers}
     for name, p in _trained(model):
-        moment = optimizer.state.get(p, {}).get(key)
+        optimizer = owner[p][0] if p in owner else None
+        key = "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else "exp_avg"
+        moment = optimizer.state.get(p, {}).get(key) if optimizer else None
         first[name] = None if moment is None else _copy(moment)
         clipped[name] = _copy(torch.zeros_like(p) if p.grad is None else p.grad)
+        if optimizer is not None and left[optimizer] != 1:
+            clipped[name] /= left[optimizer]
     return Before(first, clipped)
 
 
-def after_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, before: Before, start: Named
-) -> Update:
+def after_step(model: nn.Module, optimizers: Optimizers, before: Before, start: Named) -> Update:
     """The parts of the step that was just taken; `start` holds theta from before it."""
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    owner = owners(optimizers)
     update = Update(clipped=before.clipped)
-    part = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
     for name, p in _trained(model):
-        group, state = groups.get(p), optimizer.state.get(p, {})
-        if group is None or p.grad is None:
+        if p not in owner or p.grad is None:
             zero = torch.zeros_like(before.clipped[name])
             values = (zero, zero, zero, zero, zero)
         else:
+            optimizer, group = owner[p]
+            part = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
+            state = optimizer.state.get(p, {})
             theta = start[name].to(p.device, before.clipped[name].dtype)
             values = part(group, state, before.first[name], before.clipped[name], theta)
         update.put(name, values)
     return update
 
 
-def provisional_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, clipped: Named
-) -> Update:
+def provisional_step(model: nn.Module, optimizer: torch.optim.Optimizer, clipped: Named) -> Update:
     """The parts of the step that the optimizer would take on the gradient `clipped`.
 
     Nothing moves. Raises ValueError where the optimizer cannot be taken apart.

@@ -15,7 +15,6 @@ from entropy_lab.probe.sampling import sampled_count, sampled_rows
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import NOT_SCORABLE, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
-
 Watched = tuple[Tensor, Tensor]
 
 
@@ -38,6 +37,7 @@ class MicroRecord:
         if batch.truncated is not None:
             self.flags |= TRUNCATED * batch.truncated.to(torch.uint8)[:, None]
         self.pushed = False  # whether a backward pass has reached it
+        self.error = ""  # what kept a gradient from being read
         self.grad = TokenGrad(torch.zeros_like(stats.logp), torch.zeros_like(stats.entropy))
         logp, entropy = watched or (stats.logp, stats.entropy)
         self._handles = [logp.register_hook(self._adder(self.grad.grad_logp))]
@@ -47,8 +47,11 @@ class MicroRecord:
     def _adder(self, into: Tensor):  # the hook returns None, so the gradient is left alone
         def add(gradient: Tensor | None) -> None:
             self.pushed = True
-            if gradient is not None:  # None: the loss does not use this statistic
-                into.sub_(gradient.detach())
+            try:
+                if gradient is not None:  # None: the loss does not use this statistic
+                    into.sub_(gradient.detach())
+            except Exception as error:  # raised here it would end the user's backward pass
+                self.error = f"{type(error).__name__}: {error}"
 
         return add
 
@@ -62,11 +65,24 @@ class Window:
     """All micro-batches whose gradients enter one optimizer step, as one padded batch."""
 
     records: list[MicroRecord] = field(default_factory=list)
+    spoiled: str = ""  # the event for which a micro-batch of the step is missing
+
+    @property
+    def pushed(self) -> bool:
+        return any(r.pushed for r in self.records)
 
     def add(
-        self, inputs: Any, batch: TokenBatch, stats: TokenStats, watched: Watched | None = None
+        self,
+        inputs: Any,
+        batch: TokenBatch,
+        stats: TokenStats,
+        first_uid: int = 0,
+        watched: Watched | None = None,
     ) -> None:
-        """Take in one micro-batch; raises RuntimeError or ValueError where it cannot be right."""
+        """Take in one micro-batch; raises RuntimeError or ValueError where it cannot be right.
+
+        Responses without a uid are numbered from first_uid on, over the micro-batches.
+        """
         read = (stats.logp, stats.entropy) if watched is None else watched[:1]
         if not all(x.requires_grad for x in read):
             raise RuntimeError(
@@ -83,10 +99,24 @@ class Window:
                 "TokenBatch.advantage is NaN or infinite at valid tokens: mask them out or mend "
                 "the rewards"
             )
-        self.records.append(MicroRecord(inputs, batch, stats, watched))
+        first = first_uid + sum(len(r.batch.mask) for r in self.records)
+        self.records.append(MicroRecord(inputs, numbered(batch, first), stats, watched))
+
+    def annotate(self, weight: Tensor | float | None, flags: Tensor | None) -> None:
+        """What the method did to the micro-batch added last; RuntimeError where there is none."""
+        if not self.records:
+            raise RuntimeError("probe.annotate speaks of the last record(): call record() first")
+        record = self.records[-1]
+        if weight is not None:
+            record.weight = torch.ones_like(record.stats.logp) * weight
+        if flags is not None:
+            record.flags = record.flags | flags
 
     def keep_pushed(self) -> None:
-        """Leave out micro-batches that no backward pass has reached: they are in no update."""
+        """Leave out micro-batches that no backward pass has reached: they are in no update.
+
+        Raises RuntimeError where a gradient was there and could not be read.
+        """
         idle = [r for r in self.records if not r.pushed]
         if idle:
             warnings.warn(
@@ -97,6 +127,20 @@ class Window:
         for record in idle:
             record.close()
         self.records = [r for r in self.records if r.pushed]
+        for record in self.records:
+            if record.error:
+                raise RuntimeError(f"a gradient could not be read: {record.error}")
+
+    def divide(self, scale: float) -> None:
+        """Take the factor that the loss was multiplied with out of the gradients."""
+        for record in self.records:
+            record.grad.grad_logp.div_(scale)
+            record.grad.grad_entropy.div_(scale)
+
+    def finite(self) -> bool:
+        """Whether all gradients at valid tokens are finite."""
+        parts = [g[r.batch.mask] for r in self.records for g in vars(r.grad).values()]
+        return bool(torch.stack([p.isfinite().all() for p in parts]).all())
 
     def batch(self) -> TokenBatch:
         return TokenBatch.cat([r.batch for r in self.records])

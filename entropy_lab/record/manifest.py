@@ -29,6 +29,7 @@ _CONTENTS = (
     "tokens",
     "samples",
     "probe",
+    "events",
     "checkpoints",
     "replay",
     "analysis",

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from entropy_lab.errors import RunError
 from entropy_lab.record.dataset import Dataset, scan
 from entropy_lab.record.evals import read_evals
+from entropy_lab.record.events import read_events
 from entropy_lab.record.manifest import read_info
 from entropy_lab.record.metrics import read_metrics
 from entropy_lab.record.schema import FOOTER, did_you_mean, where_logged
@@ -195,6 +196,14 @@ class Run:
         # One that was made just before a kill belongs to a step that has no line yet.
         taken = 0 if self.last_step is None else self.last_step + 1
         return table.filter(table["step"].to_numpy() <= taken).to_pandas()
+
+    def events(self) -> pd.DataFrame:
+        """What went wrong with the measuring: step, kind, error, reason, time, rank; one row each
+        time, empty for a run of which there is nothing to tell."""
+        import pandas as pd
+
+        columns = ["step", "kind", "error", "reason", "time", "rank"]
+        return pd.DataFrame(read_events(self.path), columns=columns)
 
     @cached_property
     def _datasets(self) -> dict[str, Dataset]:

@@ -36,6 +36,10 @@ class Window:
     def add_samples(self, chunk: pa.Table) -> None:
         self._waiting_samples.append(chunk)
 
+    def forget_waiting(self) -> None:
+        """Drop the token and step rows of the step that has not ended; samples stay."""
+        self._waiting_tokens, self._waiting_steps = [], []
+
     def commit(self, step: int) -> None:
         """Take over what waits for `step`; ValueError where a waiting row is of another step."""
         for chunk in self._waiting_tokens:

@@ -107,6 +107,11 @@ class RunWriter:
         """The step through which all rows are known to be durable; None before the first part."""
         return self._tokens_through
 
+    @property
+    def broken(self) -> bool:
+        """Whether a write has failed, after which nothing more is taken."""
+        return (self._error or self._background.error) is not None
+
     def tokens(self, columns: Mapping[str, Any]) -> None:
         """Token rows of the step that the next commit() ends; flat arrays (n,), copied.
 
@@ -119,6 +124,10 @@ class RunWriter:
         """The row of steps/ of the step that the next commit() ends; None and NaN: unmeasured."""
         self._check()
         self._window.add_step(dict(row))
+
+    def forget_step(self) -> None:
+        """Drop the token and step rows handed in since the last commit(): they are not whole."""
+        self._window.forget_waiting()
 
     def samples(self, columns: Mapping[str, Any]) -> None:
         """Rows of samples/, handed in before the commit() of their first step, column `step`."""

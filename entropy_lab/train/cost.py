@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from entropy_lab.interventions import make_method
+from entropy_lab.probe.cost import shares
 from entropy_lab.train.config import Config
 
 _UPDATE = 3.0  # a forward and a backward, in forward passes over the same rows
@@ -75,15 +73,4 @@ def measured_cost(metrics: pd.DataFrame) -> dict[str, float]:
     if metrics.empty or not {"time_probe", "time_update"} <= set(metrics):
         return {}
     probe, update = (float(metrics[c].sum()) for c in ("time_probe", "time_update"))
-    rest = update - probe
-    return {"share": probe / rest, "probe_s": probe, "update_s": rest} if rest > 0 else {}
-
-
-def reported(cost: Mapping[str, Any]) -> str:
-    """The measured cost as one line; empty where there is none."""
-    if not cost:
-        return ""
-    return (
-        f"probe: measured {cost['share']:.0%} on top of the updates ({cost['probe_s']:.1f} s "
-        f"beside {cost['update_s']:.1f} s)"
-    )
+    return shares(probe, update - probe) if update > probe else {}

@@ -10,12 +10,13 @@ import torch
 
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
+from entropy_lab.probe.cost import reported
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
 from entropy_lab.record.manifest import update_info
 from entropy_lab.train.best import score_name
 from entropy_lab.train.checkpoint import best_checkpoint, complete_checkpoints, cut_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
-from entropy_lab.train.cost import announced, estimated_cost, measured_cost, reported
+from entropy_lab.train.cost import announced, estimated_cost, measured_cost
 from entropy_lab.train.dry_run import describe
 from entropy_lab.train.pretrained import device_of
 from entropy_lab.train.schedule import scheduled_steps

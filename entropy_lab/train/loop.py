@@ -15,8 +15,8 @@ from entropy_lab.errors import RunError
 from entropy_lab.interventions import plan_step
 from entropy_lab.interventions.base import State
 from entropy_lab.loss import TokenShare, policy_loss
+from entropy_lab.probe.alarm import CollapseAlarm
 from entropy_lab.probe.provisional import Provisional, take_influence
-from entropy_lab.train.alarm import CollapseAlarm
 from entropy_lab.train.best import checkpoint_score
 from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
@@ -42,7 +42,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
     """
     parts, state, tensors = build(config, run_dir, checkpoint, progress)
     probe, minibatches = parts.probe, config.train.minibatches
-    alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
+    probe.log.alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
     memory: State = state.get("method", parts.method.initial_state())
     with (
         closing(parts.engine),
@@ -72,7 +72,6 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 metrics = probe.commit(
                     **response_means(micros),
                     **(scored.facts or {}),
-                    **alarm.update(probe.last_row),
                     time_rollout=time_rollout / minibatches,
                     time_update=now - begun,
                     time_step=now - started,
@@ -84,7 +83,7 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
             last = rollout + 1 == config.train.rollouts
             if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
                 state = {"rollout": rollout + 1, "drawn": parts.drawn}
-                state |= {"alarm": alarm.to_dict(), "method": memory}
+                state |= {"alarm": probe.log.alarm.to_dict(), "method": memory}
                 save(parts, run_dir, state, tensors)
             if stop and not last:
                 probe.close("interrupted")

@@ -266,4 +266,7 @@ def make_probe(
         temperature=config.rollout.temperature,
         start_step=step,
         write_samples=False,
+        strict=True,
+        tell_cost=False,
+        on_alarm=None,
     )

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from entropy_lab.probe.alarm import alarm_text
 from entropy_lab.train.config import Config
 
 _FIFTHS = 5
@@ -117,15 +118,6 @@ class Progress:
                 f"{text} · {warning}" if warning else text, soft_wrap=True, highlight=False
             )
         self._fifth = fifth
-
-
-def alarm_text(metrics: Mapping[str, Any]) -> str:
-    """The alarm in words; empty while it is quiet."""
-    if not metrics.get("alarm"):
-        return ""
-    source = metrics.get("alarm_quadrant")
-    where = f", mostly from {source}" if source else ""
-    return f"entropy halves in about {metrics['alarm_half_steps']:.0f} steps{where}"
 
 
 def _number(value: Any, form: str) -> str:

@@ -161,6 +161,9 @@ class _Stage:
             temperature=config.rollout.temperature,
             start_step=step,
             write_samples=False,
+            strict=True,
+            tell_cost=False,
+            on_alarm=None,
         )
 
     def _minibatches(

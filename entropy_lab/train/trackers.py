@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from entropy_lab.probe.alarm import alarm_text
 from entropy_lab.record.evals import read_evals
 from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.config import Config
-from entropy_lab.train.progress import alarm_text
 
 Numbers = Mapping[str, float]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from entropy_lab.stats import QUADRANTS
 
@@ -67,6 +68,38 @@ class CollapseAlarm:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         return cls(list(saved.get("entropy", [])), [dict(c) for c in saved.get("changes", [])])
+
+
+class Alarm(NamedTuple):
+    """What a listener is told when the alarm begins to ring after an optimizer step."""
+
+    step: int
+    text: str
+    half_steps: float
+    slope: float
+    quadrant: str | None
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> Self | None:
+        """The alarm of a line of metrics.jsonl; None while it is quiet."""
+        if not line.get("alarm"):
+            return None
+        keys = ("alarm_half_steps", "alarm_slope", "alarm_quadrant")
+        return cls(int(line["step"]), alarm_text(line), *(line[k] for k in keys))
+
+
+def alarm_text(line: Mapping[str, Any]) -> str:
+    """The alarm of a line of metrics.jsonl in words; empty while it is quiet."""
+    if not line.get("alarm"):
+        return ""
+    source = line.get("alarm_quadrant")
+    where = f", mostly from {source}" if source else ""
+    return f"entropy halves in about {line['alarm_half_steps']:.0f} steps{where}"
+
+
+def log_alarm(alarm: Alarm) -> None:
+    """Tell it as a warning of the logger "entropy_lab.alarm"."""
+    logging.getLogger("entropy_lab.alarm").warning("step %d: %s", alarm.step, alarm.text)
 
 
 def _fit(values: Sequence[float]) -> tuple[float, float, float]:
