@@ -28,7 +28,7 @@ TRL_METRICS = {
     "kl": "trl_kl",
 }
 # Ours, shown by whatever tracker the trainer reports to.
-MIRRORED = ("dH_train", "dH_heldout", "floor")
+MIRRORED = ("dH_train", "dH_heldout", "alarm")
 
 
 class Attachment:
@@ -84,7 +84,7 @@ class Attachment:
         method = self.carrier.method if self.carrier else None
         self.probe = Probe(
             trainer.model,
-            innermost(optimizer),
+            optimizer,
             self.run_dir,
             self.watch.score,
             temperature=trainer.temperature,
@@ -95,15 +95,21 @@ class Attachment:
         )
         if main:
             update_info(self.run_dir, **run_facts(trainer, method, world))
+        self.probe.loss_scale = self._loss_scale
         self.watch.probe = self.probe
+
+    def _loss_scale(self) -> float:
+        """What a rank's loss is multiplied with before its gradients are in the step: those of
+        ranks are averaged, and fp16 has a scale."""
+        scaler = self.trainer.accelerator.scaler
+        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        return scale * self.trainer.accelerator.num_processes
 
     def step_begins(self) -> None:
         """Micro-batches that no step took (an overflow in fp16) are not those of the next one."""
         if self.probe is None:
             return
-        if self.probe.window.records:
-            self.probe.discard()
-            logger.warning("step %d of the trainer moved no weight: not measured", self._taken)
+        self.probe.discard("the trainer moved no weight on these micro-batches")
         self.watch.response_means()
         self.watch.window_begins = True
         self._lengths = {k: len(v) for k, v in self.trainer._metrics["train"].items()}
@@ -134,8 +140,8 @@ class Attachment:
         line = probe.commit(**watch.response_means(), **self._trl_metrics())
         for name in MIRRORED:
             value = line.get(name)
-            if isinstance(value, float) and value == value:
-                self.trainer._metrics["train"][f"entropy_lab/{name}"].append(value)
+            if isinstance(value, float | bool) and value == value:
+                self.trainer._metrics["train"][f"entropy_lab/{name}"].append(float(value))
 
     def _trl_metrics(self) -> dict[str, float]:
         """Means of what the trainer appended to its own metrics during this step."""
@@ -167,10 +173,3 @@ class Attachment:
         del self.trainer._entropy_lab
         if self.probe is not None:
             self.probe.close(status)
-
-
-def innermost(optimizer: Any) -> Any:
-    """The torch optimizer below accelerate's wrapper."""
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return optimizer

@@ -1,4 +1,4 @@
-"""What is watched of a GRPOTrainer: its methods wrapped on the instance, micro-batch by micro-batch.
+"""What is watched of a GRPOTrainer: its methods, wrapped on the instance.
 
 Nothing of what the trainer computes is changed, unless a method was asked for.
 """
@@ -20,7 +20,6 @@ from entropy_lab.adapters.trl.rollout import (
     Graded,
     Rollout,
     describe,
-    loss_mask,
     sample_columns,
 )
 from entropy_lab.adapters.trl.score import FORWARD, Inputs, LossCall, TrlScore
@@ -85,7 +84,6 @@ class Watch:
 
     def safely(self, what: str, action: Callable[[], Any]) -> Any:
         """Run something of ours: what fails is the probe's event, never the trainer's."""
-        return action() if self.probe is not None else None
         probe, found = self.probe, []
         if probe is not None:
             probe.guard.attempt(what, probe.step, lambda: found.append(action()))
@@ -130,8 +128,10 @@ class Watch:
         unknown = torch.full_like(output["completion_ids"], float("nan"), dtype=torch.float32)
         batch = self.batch_of(output, unknown, None)
         # Responses that are masked out of the loss count in their group's baseline.
-        sampled = replace(batch, mask=loss_mask({**output, "tool_mask": torch.ones_like(batch.mask)}))
-        own = carrier.advantages(sampled)
+        assert self.rollout is not None
+        place = torch.arange(batch.mask.shape[1], device=batch.mask.device)
+        sampled = place < self.rollout.length[:, None]  # (B, T)
+        own = carrier.advantages(replace(batch, mask=sampled))
         return output if own is None else {**output, "advantages": own}
 
     def _prepare_inputs(self, own: Callable[..., Micro], generation_batch: Any) -> Micro:
@@ -173,8 +173,9 @@ class Watch:
 
     def _without_grad(self, own: Callable[..., tuple], args: tuple, kwargs: dict) -> tuple:
         """Old log-probabilities of a rollout: the entropy is asked for as well."""
-        if kwargs.get("compute_entropy"):
-            return own(*args, **kwargs)
+        policy = (self.trainer.model, self.trainer.model_wrapped)
+        if kwargs.get("compute_entropy") or not any(args and args[0] is m for m in policy):
+            return own(*args, **kwargs)  # a reference model is not asked: it may have no entropy
         result = own(*args, **{**kwargs, "compute_entropy": True})
         if result[1] is not None:
             self._scored.append((result[0], result[1]))
