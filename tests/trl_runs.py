@@ -46,7 +46,9 @@ def share_of_a(completions: Sequence[str], **_: Any) -> list[float]:
 PROMPTS = ["1+1=", "12+3=", "7+", "b", "c=1", "20+4=", "ab", "3+3="]
 
 
-def make_trainer(folder: Path, *, cls: Any = None, dropout: float = 0.0, **settings: Any) -> Any:
+def make_trainer(
+    folder: Path, *, cls: Any = None, dropout: float = 0.0, eval_data: bool = False, **settings: Any
+) -> Any:
     """A trainer that has not begun; settings are GRPOConfig's."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -77,5 +79,6 @@ def make_trainer(folder: Path, *, cls: Any = None, dropout: float = 0.0, **setti
         reward_funcs=share_of_a,
         args=GRPOConfig(output_dir=str(folder), **{**plain, **settings}),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS * 4}),
+        eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:4]}) if eval_data else None,
         processing_class=tokenizer,
     )

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch.nn.parallel import DistributedDataParallel
+
 from entropy_lab.adapters.trl.carrier import Carrier
 from entropy_lab.adapters.trl.settings import run_config, run_facts
 from entropy_lab.adapters.trl.watch import Watch
@@ -72,7 +74,7 @@ class Attachment:
 
     def begin(self, optimizer: Any, step: int) -> None:
         """Training begins: the optimizer exists now, and whether it goes on from a checkpoint."""
-        trainer, world = self.trainer, self.trainer.accelerator.num_processes
+        trainer = self.trainer
         main = trainer.accelerator.is_main_process
         if step and main:
             rewind(self.run_dir, step - 1)
@@ -82,8 +84,9 @@ class Attachment:
             known = open_run(self.run_dir).samples(["rollout"])["rollout"]
             self.watch.next_rollout = int(known.max()) + 1 if len(known) else 0
         method = self.carrier.method if self.carrier else None
+        wrapper = trainer.model_wrapped
         self.probe = Probe(
-            trainer.model,
+            wrapper if isinstance(wrapper, DistributedDataParallel) else trainer.model,
             optimizer,
             self.run_dir,
             self.watch.score,
@@ -94,16 +97,14 @@ class Attachment:
             **self.options,
         )
         if main:
-            update_info(self.run_dir, **run_facts(trainer, method, world))
+            update_info(self.run_dir, **run_facts(trainer, self.carrier))
         self.probe.loss_scale = self._loss_scale
         self.watch.probe = self.probe
 
     def _loss_scale(self) -> float:
-        """What a rank's loss is multiplied with before its gradients are in the step: those of
-        ranks are averaged, and fp16 has a scale."""
+        """What fp16 multiplies the loss with."""
         scaler = self.trainer.accelerator.scaler
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        return scale * self.trainer.accelerator.num_processes
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def step_begins(self) -> None:
         """Micro-batches that no step took (an overflow in fp16) are not those of the next one."""

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from entropy_lab.adapters.trl.carrier import Carrier
 from entropy_lab.errors import ConfigError
 from entropy_lab.interventions import Method, make_method
 
@@ -52,13 +53,14 @@ def run_config(trainer: Any, method: Method | None, seed: int) -> dict[str, Any]
     }
 
 
-def run_facts(trainer: Any, method: Method | None, world: int) -> dict[str, Any]:
+def run_facts(trainer: Any, carrier: Carrier | None) -> dict[str, Any]:
     """Further keys of run.json: the method with its settings, versions, ranks, vocabulary."""
-    told = method or loss_method(trainer)
+    told = carrier.method if carrier else loss_method(trainer)
+    scope = {} if carrier is None else {"scope": carrier.scope, "scope_reason": carrier.told}
     if told is None:
         said: dict[str, Any] = {"name": f"trl_{trainer.loss_type}"}
     else:
-        said = {"name": told.name, "source": told.source, **asdict(told)}
+        said = {"name": told.name, "source": getattr(told, "source", ""), **asdict(told)}
     text = trainer.model.config.get_text_config()
     return {
         "adapter": {
@@ -67,8 +69,9 @@ def run_facts(trainer: Any, method: Method | None, world: int) -> dict[str, Any]
             "transformers": importlib.metadata.version("transformers"),
             "accelerate": importlib.metadata.version("accelerate"),
             "trainer": type(trainer).__name__,
+            **scope,
         },
         "method": said,
-        "world_size": world,
+        "world_size": trainer.accelerator.num_processes,
         "vocab_size": int(text.vocab_size),
     }
