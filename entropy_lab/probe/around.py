@@ -31,7 +31,8 @@ class Around:
     Out of memory: the step goes unmeasured, and later ones take half as many rows; where a pass
     has one response left, none. Path forms that meet it are given up. Other errors cost the step
     (or, in the checks and path forms, only those), and after PATIENCE such steps in a row nothing
-    more is measured. A `guard` that is strict raises instead.
+    more is measured. A `guard` that is strict raises instead. audited: whether the gradients in
+    `.grad` are those of this process's own rows, so that the gradient audit means something.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Around:
         jvp: Jvp,
         entropy_of: EntropyOf,
         snapshots: str | None,
+        audited: bool = True,
     ) -> None:
         self.meters, self.optimizers, self.cadence = meters, optimizers, cadence
         self.loss_forward_is_before: bool | None = None
         self._guard, self._memory = guard, memory
         self._jvp: Jvp = jvp
         self._entropy_of, self._snapshots = entropy_of, snapshots
+        self._audited = audited
         self._in_a_row = 0
 
     def before(
@@ -90,7 +93,7 @@ class Around:
             self._extra("checks", m, keep_start)
 
     def _checks(self, m: StepMeasurement, window: Window, kappa: float | None) -> None:
-        run_checks(m, window, self.meters, kappa, self.optimizers)
+        run_checks(m, window, self.meters, kappa, self.optimizers, self._audited)
 
     def after(self, m: StepMeasurement, window: Window, notes: Mapping[str, Any]) -> None:
         """Second pass, over the very objects of the first; noise floor, path forms, influence."""

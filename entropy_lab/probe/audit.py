@@ -48,6 +48,8 @@ def gradient_audit(
         kappa = -_dot(seen, total) / square if square > 0 else 1.0
     rest = [g + kappa * s for g, s in zip(seen, total, strict=True)]
     norm = _dot(seen, seen) ** 0.5
+    if not any(p.grad is not None for p in params):
+        kappa = float("nan")  # they are kept elsewhere, or there are none
     return (_dot(rest, rest) ** 0.5 / norm if norm > 0 else float("nan")), kappa
 
 

@@ -6,9 +6,12 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from entropy_lab.predictors import PREDICTORS
 from entropy_lab.probe import rows as to_rows
@@ -16,6 +19,7 @@ from entropy_lab.probe.alarm import Alarm, CollapseAlarm
 from entropy_lab.probe.cost import Cost, reported
 from entropy_lab.probe.guard import Guard
 from entropy_lab.probe.predict import predict_window
+from entropy_lab.probe.replicas import Recorded, Replicas, gathered
 from entropy_lab.probe.sampling import inclusion_prob
 from entropy_lab.probe.step import (
     STEP_METRICS,
@@ -33,7 +37,12 @@ OnFull = Literal["block", "drop"]
 
 
 def open_writer(
-    run_dir: Path | str, cadence: Cadence, temperature: float, profile: Profile, on_full: OnFull
+    run_dir: Path | str,
+    cadence: Cadence,
+    temperature: float,
+    profile: Profile,
+    on_full: OnFull,
+    rank: int = 0,
 ) -> RunWriter:
     """The writer of a probe's run, whose footers say how its rows were chosen."""
     c = cadence
@@ -47,6 +56,7 @@ def open_writer(
         predictors=CORE_PREDICTORS if profile == "core" else tuple(PREDICTORS),
         deep=c.deep_every > 0,
         on_full=on_full,
+        rank=rank,
     )
 
 
@@ -65,7 +75,7 @@ class StepLog:
         write_samples: bool,
         on_alarm: OnAlarm | None,
         tell_cost: bool,
-        rank: int,
+        replicas: Replicas,
     ) -> None:
         self.writer, self.guard = writer, guard
         self.alarm, self.cost = CollapseAlarm(), Cost()
@@ -73,7 +83,7 @@ class StepLog:
         self.ended = False
         self.unlogged = 0
         self._write_samples, self._on_alarm = write_samples, on_alarm
-        self._tell_cost, self._rank = tell_cost, rank
+        self._tell_cost, self._replicas = tell_cost, replicas
         self._line: dict[str, Any] | None = None
         self._written: set[int] = set()
         self._ringing = False
@@ -86,12 +96,20 @@ class StepLog:
     ) -> None:
         """The rows of the step that was just taken; its line waits for `commit`."""
 
-        def write() -> None:
-            predicted = predict_window(window, m.lr)
-            write_token_rows(m, window, predicted, self.writer)
+        alone, tokens, measured = self._replicas.size == 1, window, m
+        predicted: dict[str, Tensor] = {}
+        shared: list[Recorded] = []
+
+        def write_rows() -> None:
+            predicted.update(predict_window(window, m.lr))
+            write_token_rows(m, window, predicted, self.writer, self._replicas.micro)
             if self._write_samples:
                 self._samples(window, m.step, fraction)
-            row = {**m.summary(window, predicted), **extra}
+            if not alone:
+                shared.append(Recorded.of(m, window, predicted))
+
+        def write_step() -> None:
+            row = {**measured.summary(tokens, predicted), **extra}
             self.writer.step(row)
             self.last_row = row
             kept = [*STEP_METRICS, *(key for key in row if key.startswith("method_"))]
@@ -99,13 +117,25 @@ class StepLog:
             self._line = {**line, **self.alarm.update(row)}
 
         self._last = m.step
-        failed = window.spoiled or self.guard.attempt("log", m.step, write)
+        failed = window.spoiled or self.guard.attempt("log", m.step, write_rows)
+        whole = self.share(shared[0] if shared and not failed else None, m.step)
+        if whole is not None:
+            tokens, predicted = whole, whole.predicted
+            measured = replace(m, **whole.parts)
+        failed = failed or self.guard.attempt("log", m.step, write_step)
         self.check_writer(m.step)
         if failed:
             self.failed_step(m.step, failed)
         elif m.train and not math.isfinite(self.last_row["dH_train"]):
             self.guard.note("not_finite", m.step, "dH is not finite: NaN or infinite entropies")
         self._ring(m.step)
+
+    def share(self, own: Recorded | None, step: int) -> Recorded | None:
+        """What all replicas have recorded, for rank 0; None where this process is alone."""
+        found: list[Recorded | None] = [None]
+        if self._replicas.size > 1:
+            self.guard.attempt("share", step, lambda: found.append(gathered(own, self._replicas)))
+        return found[-1]
 
     def failed_step(self, step: int, kind: str) -> None:
         """A step of which only its event is known."""
@@ -163,7 +193,7 @@ class StepLog:
         if self.unlogged:
             self.guard.note("log_ended", step, f"{self.unlogged} later steps are not in the log")
         self.guard.close()
-        if self._rank == 0 and self._tell_cost:
+        if self._replicas.rank == 0 and self._tell_cost:
             self.guard.attempt("log", step, self._tell)
 
     def _tell(self) -> None:

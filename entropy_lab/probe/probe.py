@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from entropy_lab.probe.memory import MemoryCap
 from entropy_lab.probe.meters import Meters
 from entropy_lab.probe.optimizers import Given, innermost
 from entropy_lab.probe.precision import Policy, ProbeDtype, Setting
+from entropy_lab.probe.replicas import Replicas, apart, wrapped
 from entropy_lab.probe.sampling import inclusion_prob
 from entropy_lab.probe.scorer import Score, Scorer
 from entropy_lab.probe.step import Cadence, Micro
@@ -61,8 +62,9 @@ class Probe(Stepping):
     max_memory_gb, memory_fraction: what the passes may take (MemoryCap); out of memory they take
     fewer rows from then on. on_full: "drop" loses token rows rather than wait for a slow disk, the
     default unless strict. on_alarm: told when the collapse alarm begins to ring (an Alarm).
-    `optimizer` may be several, all of which step once in a policy step. tell_cost: print what the
-    probe cost at the end and keep it in run.json.
+    `optimizer` may be several, all of which step once in a policy step. `model` may be wrapped in
+    DistributedDataParallel (replicas.py): pass the wrapper, which `score` calls. tell_cost: print
+    what the probe cost at the end and keep it in run.json.
     run_dir is created; to continue a run pass `start_step` after `record.rewind`.
     Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
     option that is none.
@@ -102,21 +104,32 @@ class Probe(Stepping):
         if deep_every:
             for each in optimizers:
                 check_supported(each)
-        memory = MemoryCap(max_memory_gb, memory_fraction, next(model.parameters()).device)
-        meters = Meters(model, score, optimizers, Setting(dtype, policy))
+        replicas = Replicas.of(model)
+        if deep_every and (replicas.size > 1 or not optimizers):
+            raise ValueError(
+                "path forms and influence need one process and the optimizers themselves: set "
+                "deep_every=0"
+            )
+        own = wrapped(model)
+        memory = MemoryCap(max_memory_gb, memory_fraction, next(own.parameters()).device)
+        setting = Setting(dtype, policy)
+        meters = Meters(own, apart(score, model), optimizers, setting, loss_score=score)
         if start_step is None:
-            create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
-        guard = Guard(run_dir, 0, strict)
-        full: OnFull = on_full or ("block" if strict else "drop")
+            facts = {"world_size": replicas.size} if replicas.size > 1 else {}
+            seeds = {"seed": seed}
+            replicas.first(lambda: create_run(run_dir, config or {}, seeds=seeds, extra=facts))
+        guard = Guard(run_dir, replicas.rank, strict)
+        full: OnFull = on_full or ("block" if strict or replicas.size > 1 else "drop")
         log = StepLog(
-            open_writer(run_dir, cadence, temperature, profile, full), guard,
-            write_samples=write_samples, on_alarm=on_alarm, tell_cost=tell_cost, rank=0,
+            open_writer(run_dir, cadence, temperature, profile, full, replicas.rank), guard,
+            write_samples=write_samples, on_alarm=on_alarm, tell_cost=tell_cost, replicas=replicas,
         )  # fmt: skip
         around = Around(
             meters, optimizers, cadence, guard, memory,
-            jvp=jvp, entropy_of=entropy_of, snapshots=snapshots,
+            jvp=jvp, entropy_of=entropy_of, snapshots=snapshots, audited=replicas.size == 1,
         )  # fmt: skip
-        super().__init__(guard, log, around, meters, optimizers, start_step or 0)
+        super().__init__(guard, log, around, meters, optimizers, replicas, start_step or 0)
+        self._when_closed: list[Callable[[], object]] = []
         self._at_end = weakref.finalize(self, self.log.close)
 
     @property
@@ -143,7 +156,8 @@ class Probe(Stepping):
             self.log.cost.begin()
         stats = stats or self.meters.forward(inputs)
         if not (self._closed or self.log.ended):
-            add = partial(self.window.add, inputs, batch, stats, self.step << 32, watched)
+            first = self.replicas.first_uid(self.step)
+            add = partial(self.window.add, inputs, batch, stats, first, watched)
             failed = self.guard.attempt("record", self.step, add)
             self.window.spoiled = self.window.spoiled or failed
         return stats
@@ -203,10 +217,16 @@ class Probe(Stepping):
         self._hooks.end()
         self._forget_skipped()
         self._hooks.remove()
+        for action in self._when_closed:
+            self.guard.attempt("close", self.step, action)
         self.meters.close()
         self.window.close()
         self._at_end.detach()
         self.log.close(status)
+
+    def on_close(self, action: Callable[[], object]) -> None:
+        """Run `action` when the probe is closed."""
+        self._when_closed.append(action)
 
     def __enter__(self) -> Probe:
         return self

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,14 @@ STEP_METRICS = (  # columns of a step's row that its line in metrics.jsonl repea
     "entropy_fixed clip_high_frac clip_low_frac dual_clip_frac touched_share grad_norm kappa lr "
     "gradient_audit probe_failed"
 ).split()
+
+
+class Tokens(Protocol):
+    """All tokens of a step, as one padded batch (a Window, or what several of them sent)."""
+
+    def batch(self) -> TokenBatch: ...
+    def stats(self) -> TokenStats: ...
+    def per_token(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class StepMeasurement:
             self.deep, meters.deep, optimizers, window, self.train, kappa, jvp, main
         )
 
-    def summary(self, window: Window, predicted: dict[str, Tensor]) -> dict[str, Any]:
+    def summary(self, window: Tokens, predicted: dict[str, Tensor]) -> dict[str, Any]:
         """The step's row of the steps table, but for what only the loop knows."""
         batch = window.batch()
         flags, weight = window.per_token("flags"), window.per_token("weight")
@@ -199,6 +207,7 @@ def run_checks(
     meters: Meters,
     kappa: float | None,
     optimizers: Optimizers = (),
+    audited: bool = True,
 ) -> None:
     """The repeat check and the gradient audit of a floor step, at theta, before it moves."""
     repeats = [
@@ -206,7 +215,10 @@ def run_checks(
         for p in measurement.train
     ]
     pairs = [(r.inputs, r.grad) for r in window.records]
-    audit, kappa = gradient_audit(meters.training, pairs, kappa, optimizers)
+    if audited:
+        audit, kappa = gradient_audit(meters.training, pairs, kappa, optimizers)
+    else:
+        audit, kappa = NAN, NAN if kappa is None else kappa
     if measurement.dropout_off:
         audit = NAN  # the audit's own pass cannot draw the loss forward's dropout again
     repeat = max((float(r.abs().max()) for r in repeats if len(r)), default=NAN)
@@ -242,8 +254,12 @@ def write_token_rows(
     window: Window,
     predicted: dict[str, Tensor],
     writer: RunWriter,
+    numbers: Callable[[int], int] = int,
 ) -> None:
-    """The probed rows of the step, then its held-out rows (micro numbers follow on)."""
+    """The probed rows of the step, then its held-out rows (micro numbers follow on).
+
+    numbers: the micro-batch number of the index-th of this process.
+    """
 
     def write(columns: to_rows.Columns) -> None:
         known = set(writer.token_columns)
@@ -263,13 +279,13 @@ def write_token_rows(
             influence = {k: v[picked] for k, v in influence.items()}
         deep = {**influence, **(result.path[index] if result else {})}
         deep |= measurement.fine.column(part) if measurement.fine else {}
-        write(to_rows.token_columns(step, index, part, grad, weight, flags, own, deep))
+        write(to_rows.token_columns(step, numbers(index), part, grad, weight, flags, own, deep))
     for index, part in enumerate(measurement.held, start=len(window.records)):
         idle = torch.zeros_like(part.before.logp)
         flags = torch.full_like(part.batch.mask, HELD_OUT, dtype=torch.uint8)
         own = predict_held_out(window, part.batch, part.before, measurement.lr)
         grad = TokenGrad(idle, idle)
-        write(to_rows.token_columns(step, index, part, grad, idle + 1, flags, own))
+        write(to_rows.token_columns(step, numbers(index), part, grad, idle + 1, flags, own))
 
 
 def _same(a: TokenStats, b: TokenStats) -> bool:

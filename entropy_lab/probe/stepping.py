@@ -19,6 +19,7 @@ from entropy_lab.probe.optimizers import (
     grads_are_gone,
     mean_lr,
 )
+from entropy_lab.probe.replicas import Replicas
 from entropy_lab.probe.step import Cadence, Micro, StepMeasurement
 from entropy_lab.probe.window import Window
 from entropy_lab.record import RunWriter
@@ -40,10 +41,11 @@ class Stepping:
         around: Around,
         meters: Meters,
         optimizers: Optimizers,
+        replicas: Replicas,
         step: int,
     ) -> None:
         self.guard, self.log, self.meters, self.step = guard, log, meters, step
-        self.optimizers = optimizers
+        self.optimizers, self.replicas = optimizers, replicas
         self.loss_scale: Callable[[], float] | None = None
         self.learning_rate: Callable[[], float] = lambda: mean_lr(optimizers)
         self.grads_in_place = True
@@ -81,7 +83,15 @@ class Stepping:
         if self.window.records or self.window.spoiled:
             self.guard.note("skipped_step", self.step, f"the optimizer step was skipped: {why}")
         self.window.close()
-        self.window = Window()
+        self.window, self._measurement = Window(), None
+        self._held_out, self._notes = [], {}
+
+    def end_iteration(self, why: str) -> None:
+        """An iteration of the loop is over: what has been recorded and backpropagated and met no
+        optimizer step in it was skipped, for the reason `why`."""
+        self._hooks.end()
+        if self.window.pushed:
+            self.discard(why)
 
     def _forget_skipped(self) -> None:
         """Discard a window whose gradients are gone, though no optimizer has stepped on them."""
@@ -121,8 +131,9 @@ class Stepping:
         self.window.keep_pushed()
         if not self.window.records:
             return
-        if self.loss_scale is not None:
-            self.window.divide(self.loss_scale())
+        scale = self.replicas.size * (1.0 if self.loss_scale is None else self.loss_scale())
+        if scale != 1:
+            self.window.divide(scale)
         if not self.window.finite():
             self.guard.note("not_finite", self.step, "the loss has NaN or infinite gradients")
         self._measurement = m = StepMeasurement(self.step, self.learning_rate())
@@ -134,6 +145,7 @@ class Stepping:
         """Measure again and write the step's rows; see before_step."""
         m = self._measurement
         if m is None:
+            self.log.share(None, self.step)
             self.log.unlogged += self.log.ended
             return
         started = time.perf_counter()

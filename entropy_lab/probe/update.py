@@ -50,10 +50,11 @@ class Update:
 @dataclass
 class Before:
     """What the parts need from before the step: first moments (copies; None: none yet) and
-    gradients."""
+    gradients; pushed: the parameters that had one."""
 
     first: dict[str, Tensor | None]
     clipped: Named
+    pushed: frozenset[str]
 
 
 def check_supported(optimizer: torch.optim.Optimizer) -> None:
@@ -87,7 +88,8 @@ def before_step(model: nn.Module, optimizers: Optimizers) -> Before:
         clipped[name] = _copy(torch.zeros_like(p) if p.grad is None else p.grad)
         if optimizer is not None and left[optimizer] != 1:
             clipped[name] /= left[optimizer]
-    return Before(first, clipped)
+    pushed = frozenset(n for n, p in _trained(model) if p.grad is not None)
+    return Before(first, clipped, pushed)
 
 
 def after_step(model: nn.Module, optimizers: Optimizers, before: Before, start: Named) -> Update:
@@ -95,7 +97,7 @@ def after_step(model: nn.Module, optimizers: Optimizers, before: Before, start: 
     owner = owners(optimizers)
     update = Update(clipped=before.clipped)
     for name, p in _trained(model):
-        if p not in owner or p.grad is None:
+        if p not in owner or name not in before.pushed:
             zero = torch.zeros_like(before.clipped[name])
             values = (zero, zero, zero, zero, zero)
         else:
