@@ -31,6 +31,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -94,7 +95,10 @@ def problems(config: Config) -> list:
     ]
 
 
-def run_trl(config: Config, folder: Path, turns: Turns) -> None:
+def run_trl(
+    config: Config, folder: Path, turns: Turns, prepare: Callable[[Any], object] = id
+) -> None:
+    """TRL on the job, a turn a rollout; prepare: told the trainer before it begins."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOTrainer
@@ -124,8 +128,9 @@ def run_trl(config: Config, folder: Path, turns: Turns) -> None:
         args=trl_settings(config, folder),
         train_dataset=Dataset.from_dict({"prompt": [p.prompt for p in drawn]}),
         processing_class=tokenizer,
-        callbacks=[Pass()],
     )
+    prepare(trainer)
+    trainer.add_callback(Pass())  # the last of them: what others do at the end of a step counts
     trainer.train()
 
 

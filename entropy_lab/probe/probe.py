@@ -29,7 +29,7 @@ from entropy_lab.probe.scorer import Score, Scorer
 from entropy_lab.probe.step import Cadence, Micro
 from entropy_lab.probe.stepping import Stepping
 from entropy_lab.probe.update import check_supported
-from entropy_lab.probe.window import numbered_all
+from entropy_lab.probe.window import Watched, numbered_all
 from entropy_lab.record import create_run
 from entropy_lab.types import TokenBatch, TokenStats
 
@@ -137,9 +137,16 @@ class Probe(Stepping):
         """No-grad passes as the loss forward runs, shared with the probe's own."""
         return self.meters.training
 
-    def record(self, inputs: Any, batch: TokenBatch, stats: TokenStats | None = None) -> TokenStats:
+    def record(
+        self,
+        inputs: Any,
+        batch: TokenBatch,
+        stats: TokenStats | None = None,
+        watched: Watched | None = None,
+    ) -> TokenStats:
         """The loss forward of one micro-batch: score(inputs), its gradients under watch; `stats`
-        is that forward where `meters.forward(inputs)` has made it already."""
+        is that forward where `meters.forward(inputs)` has made it already. watched: the loss reads
+        these two, logp and entropy (B, T), which another code than `score` computed."""
         if self._closed and self.guard.strict:
             raise RuntimeError("probe.record after probe.close: the log has ended")
         self.commit()
@@ -150,7 +157,7 @@ class Probe(Stepping):
         stats = stats or self.meters.forward(inputs)
         if not (self._closed or self.log.ended):
             first = self.replicas.first_uid(self.step)
-            add = partial(self.window.add, inputs, batch, stats, first)
+            add = partial(self.window.add, inputs, batch, stats, first, watched)
             failed = self.guard.attempt("record", self.step, add)
             self.window.spoiled = self.window.spoiled or failed
         return stats

@@ -15,15 +15,20 @@ from entropy_lab.probe.sampling import sampled_count, sampled_rows
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.types import NOT_SCORABLE, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
+Watched = tuple[Tensor, Tensor]
+
 
 class MicroRecord:
     """One micro-batch of the update: inputs, loss forward, and the gradients that come back.
 
     `grad` fills up while the loss runs backward: tensor hooks on logp and entropy add
-    c = -dL/dlogp and e = -dL/dentropy, over as many backward calls as there are.
+    c = -dL/dlogp and e = -dL/dentropy, over as many backward calls as there are. watched: the
+    tensors that the loss reads, where those of `stats` are other ones.
     """
 
-    def __init__(self, inputs: Any, batch: TokenBatch, stats: TokenStats):
+    def __init__(
+        self, inputs: Any, batch: TokenBatch, stats: TokenStats, watched: Watched | None = None
+    ):
         self.inputs = inputs
         self.batch = batch
         self.stats = stats.detach()
@@ -34,10 +39,10 @@ class MicroRecord:
         self.pushed = False  # whether a backward pass has reached it
         self.error = ""  # what kept a gradient from being read
         self.grad = TokenGrad(torch.zeros_like(stats.logp), torch.zeros_like(stats.entropy))
-        self._handles = [
-            stats.logp.register_hook(self._adder(self.grad.grad_logp)),
-            stats.entropy.register_hook(self._adder(self.grad.grad_entropy)),
-        ]
+        logp, entropy = watched or (stats.logp, stats.entropy)
+        self._handles = [logp.register_hook(self._adder(self.grad.grad_logp))]
+        if entropy.requires_grad:
+            self._handles.append(entropy.register_hook(self._adder(self.grad.grad_entropy)))
 
     def _adder(self, into: Tensor):  # the hook returns None, so the gradient is left alone
         def add(gradient: Tensor | None) -> None:
@@ -66,12 +71,20 @@ class Window:
     def pushed(self) -> bool:
         return any(r.pushed for r in self.records)
 
-    def add(self, inputs: Any, batch: TokenBatch, stats: TokenStats, first_uid: int = 0) -> None:
+    def add(
+        self,
+        inputs: Any,
+        batch: TokenBatch,
+        stats: TokenStats,
+        first_uid: int = 0,
+        watched: Watched | None = None,
+    ) -> None:
         """Take in one micro-batch; raises RuntimeError or ValueError where it cannot be right.
 
         Responses without a uid are numbered from first_uid on, over the micro-batches.
         """
-        if not (stats.logp.requires_grad and stats.entropy.requires_grad):
+        read = (stats.logp, stats.entropy) if watched is None else watched[:1]
+        if not all(x.requires_grad for x in read):
             raise RuntimeError(
                 "probe.record got statistics without gradients: call it outside torch.no_grad() "
                 "and let `score` return token_stats of logits that depend on the parameters"
@@ -87,7 +100,7 @@ class Window:
                 "the rewards"
             )
         first = first_uid + sum(len(r.batch.mask) for r in self.records)
-        self.records.append(MicroRecord(inputs, numbered(batch, first), stats))
+        self.records.append(MicroRecord(inputs, numbered(batch, first), stats, watched))
 
     def annotate(self, weight: Tensor | float | None, flags: Tensor | None) -> None:
         """What the method did to the micro-batch added last; RuntimeError where there is none."""
