@@ -117,6 +117,17 @@ def make_engine(model: Path, lr: float = 1e-2, clip: float = 1.0, **model_settin
     return engine
 
 
+def as_new(engine: Any, start: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Put an engine back to the weights `start`, without optimizer state and without a recorder;
+    returns its weights."""
+    if start is not None:
+        engine.module.load_state_dict(start)
+    engine.optimizer.state.clear()
+    engine.optimizer.zero_grad()
+    vars(engine).pop("_entropy_lab", None)
+    return {name: value.clone() for name, value in engine.module.state_dict().items()}
+
+
 def actor_config(loss_mode: str = "vanilla", method: dict[str, Any] | None = None, **changes: Any):
     """verl's actor config with our policy_loss section, as a worker holds it."""
     from verl.workers.config import FSDPActorConfig
@@ -182,7 +193,11 @@ def minibatch(rows: int = 8, seed: int = 0, rank: int = 0, nested: bool = True, 
         "position_ids": jagged([torch.arange(len(i)) for i in inputs]),
         **{name: jagged(values) for name, values in per_token.items()},
     }
-    data = tu.get_tensordict(
+    if not nested:
+        found = _as_v0(tensors)
+        tensors = {n: v for n, v in found.items() if isinstance(v, torch.Tensor)}
+        more = {n: v for n, v in found.items() if n not in tensors} | more
+    return tu.get_tensordict(
         {**tensors, "uid": [f"prompt-{rank}-{row // 2}" for row in range(rows)]},
         {
             "temperature": 1.0, "global_batch_size": rows, "use_dynamic_bsz": False,
@@ -190,4 +205,38 @@ def minibatch(rows: int = 8, seed: int = 0, rank: int = 0, nested: bool = True, 
             "calculate_entropy": False, "update_lr_scheduler": True, **more,
         },
     )  # fmt: skip
-    return data
+
+
+def _as_v0(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same minibatch by verl's own conversion from prompts padded left, responses right."""
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import left_right_2_no_padding
+
+    right = {n: torch.nested.to_padded_tensor(t.float(), 0).to(t.dtype) for n, t in tensors.items()}
+    lengths = [len(p) for p in tensors["prompts"].unbind()]
+    width = max(lengths)
+    prompts = torch.zeros(len(lengths), width, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        prompts[row, width - length :] = right["prompts"][row, :length]
+    real = torch.arange(right["responses"].shape[1]) < torch.tensor(
+        [[len(r)] for r in tensors["responses"].unbind()]
+    )
+    mask = torch.cat([prompts > 0, real], 1).long()  # no real token is 0
+    data = tu.get_tensordict(
+        {
+            **{n: t for n, t in right.items() if n not in ("loss_mask", "position_ids")},
+            "prompts": prompts,
+            "input_ids": torch.cat([prompts, right["responses"]], 1),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        }
+    )
+    return {name: value for name, value in left_right_2_no_padding(data).items()}
+
+
+def joined(parts: list[Any]) -> Any:
+    """The minibatches of several ranks as that of one."""
+    from verl.utils import tensordict_utils as tu
+
+    whole = tu.concat_tensordict(parts)
+    return tu.assign_non_tensor(whole, global_batch_size=sum(len(p) for p in parts))

@@ -1,4 +1,4 @@
-"""What goes wrong with the measuring stays there: it is told, written down, and training goes on."""
+"""What goes wrong with the measuring is told and written down, and training goes on."""
 
 from __future__ import annotations
 

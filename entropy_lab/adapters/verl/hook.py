@@ -41,14 +41,31 @@ def _train_batch(original: Callable, engine: Any, data: Any, loss_function: Call
     if recorder is None:
         watch = Watch(loss_function, _count(engine), 0, False, lambda error: None)
         return original(engine, data, watch)
-    recorder.begin(engine, data)
+    watch: Callable = loss_function
+
+    def begin() -> None:
+        nonlocal watch
+        recorder.begin(engine, data)
+        watch = recorder.watch(loss_function)
+
+    _boundary(recorder, begin)
     try:
-        outputs = original(engine, data, recorder.watch(loss_function))
+        outputs = original(engine, data, watch)
     except BaseException:
         recorder.discard(data)
         raise
-    recorder.end(engine, data, outputs)
+    _boundary(recorder, lambda: recorder.end(engine, data, outputs))
     return outputs
+
+
+def _boundary(recorder: Recorder, action: Callable[[], None]) -> None:
+    """No error of the adapter itself reaches the training, unless strict."""
+    try:
+        action()
+    except Exception as error:
+        if recorder.settings.strict:
+            raise
+        recorder.give_up(error)
 
 
 def _count(engine: Any) -> int:

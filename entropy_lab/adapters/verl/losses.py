@@ -80,16 +80,19 @@ def method_for(name: str, given: Mapping[str, Any], config: Any) -> Method:
     Raises ConfigError for wrong fields and for a method that verl cannot carry.
     """
     known = {f.name for f in fields(INTERVENTIONS[name])}
-    params = dict(given)
+    verls: dict[str, Any] = {"scope": "microbatch"}
     for field, theirs in _FROM_VERL.items():
         value = _read(config, theirs)
         if theirs != "clip_ratio_c" and value is None:
             value = _read(config, "clip_ratio")
-        if field in known and field not in params and value is not None:
-            params[field] = float(value)
-    if "scope" in known:
-        params.setdefault("scope", "microbatch")
-    method = make_method(name, **params)
+        if value is not None:
+            verls[field] = float(value)
+    verls = {field: value for field, value in verls.items() if field in known}
+    try:
+        method = make_method(name, **{**verls, **given})
+    except ConfigError:  # as verl's own CISPO and GSPO, some methods know no dual clip
+        verls.pop("dual_clip", None)
+        method = make_method(name, **{**verls, **given})
     reason = why_not(method)
     if reason:
         raise ConfigError(f"verl cannot train with {PREFIX}{name}: {reason}")

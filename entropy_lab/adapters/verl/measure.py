@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from entropy_lab.adapters.verl.data import ROW, padded
+from entropy_lab.adapters.verl.data import ROW
+from entropy_lab.adapters.verl.engine import flag
 from entropy_lab.probe.scorer import untouched_rng, without_dropout
 from entropy_lab.stats import token_stats
 from entropy_lab.types import TokenStats
@@ -30,16 +32,11 @@ def share_of_rows(data: Any, fraction: float) -> int:
     It is equal on all ranks, whose minibatches have the same size.
     """
     size, unit = len(data), 1
-    if not _plain(data, "use_dynamic_bsz", True):
-        unit = int(_plain(data, "micro_batch_size_per_gpu", 1))
-        unit *= int(_plain(data, "force_group_size", 1))
-    return min(size, max(1, -(-max(1, round(fraction * size)) // unit)) * unit)
-
-
-def _plain(data: Any, name: str, default: Any) -> Any:
-    tools = import_module("verl.utils.tensordict_utils")
-    value = tools.get_non_tensor_data(data=data, key=name, default=default)
-    return default if value is None else value
+    if not flag(data, "use_dynamic_bsz", True):
+        unit = int(flag(data, "micro_batch_size_per_gpu", 1))
+        unit *= int(flag(data, "force_group_size", 1))
+    least = max(1, math.ceil(fraction * size - 1e-9))
+    return min(size, -(-least // unit) * unit)
 
 
 def measure(engine: Any, data: Any, rows: Tensor | None, width: int) -> TokenStats | None:
@@ -176,6 +173,3 @@ def _gathered(engine: Any, value: Tensor, pad: int) -> Tensor:
         gather = import_module("verl.utils.ulysses").gather_outputs_and_unpad
         return gather(value, gather_dim=0, unpad_dim=0, padding_size=pad)
     return value
-
-
-__all__ = ["assemble", "measure", "micro_stats", "padded", "place", "share_of_rows"]

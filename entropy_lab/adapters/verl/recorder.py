@@ -50,6 +50,7 @@ class _Open:
     inclusion_prob: float = 1.0
     batch: TokenBatch | None = None
     before: TokenStats | None = None
+    loss_scale: float = 1.0
     repeat: float = NAN
     watch: Watch | None = None
     ok: bool = True
@@ -89,7 +90,7 @@ class Recorder:
         if not self._started:
             self._start(engine, data)
         data[ROW] = torch.arange(len(data))
-        self._now = now = _Open(self._probes(engine))
+        self._now = now = _Open(self._probes(engine), loss_scale=loss_scale(engine))
         if now.probed:
             self._attempt("before", lambda: self._before(engine, data, now))
         now.seconds = time.perf_counter() - started
@@ -117,7 +118,7 @@ class Recorder:
             return
         own: list[tuple[Share, Tensor]] = []
         if now.probed:
-            self._attempt("after", lambda: own.append(self._after(engine, data, now)), now)
+            self._attempt("after", lambda: own.extend(self._after(engine, data, now)), now)
         data.pop(ROW, None)
         whole = self._exchange(own[0][0] if own and now.ok else None) if now.probed else None
         norm = grad_norm(outputs)
@@ -126,9 +127,14 @@ class Recorder:
             keep = own[0]
             self._attempt("rows", lambda: row.update(self._rows(keep, whole, row, now)))
         row["time_probe"] = now.seconds + time.perf_counter() - started
-        if self._source:
+        if self._source and not self._dead:
             self._attempt("write", lambda: self._commit(row))
         self._next(data)
+
+    def give_up(self, error: Exception) -> None:
+        """Nothing more is measured, for a reason that nobody foresaw."""
+        self._now, self._dead = None, True
+        self._guard.note("adapter", self.step, error)
 
     def discard(self, data: Any) -> None:
         """The update raised an error: nothing of it is logged."""
@@ -194,14 +200,17 @@ class Recorder:
             at = {"step": self.step, "age": self.age, "seed": s.seed}
             now.batch = token_batch(data, self._identity, ends=end_tokens(engine), **at)
 
-    def _after(self, engine: Any, data: Any, now: _Open) -> tuple[Share, Tensor]:
+    def _after(self, engine: Any, data: Any, now: _Open) -> list[tuple[Share, Tensor]]:
+        """This rank's rows and their micro-batches; [] where a part is lacking or not its own."""
+        if not now.ok and ranks.world_size() == 1:
+            return []
         width = padded(data["responses"]).shape[1]
-        after = measure(engine, data, now.rows, width)
+        after = measure(engine, data, now.rows, width)  # every rank, as before the step
         watch, batch = now.watch, now.batch
         if not (now.ok and watch and batch and now.before and after):
-            raise RuntimeError("a step of which a part is lacking is not logged")
+            return []
         size = len(batch.mask)
-        seen = watch.collect(size, width, 1 / (watch.dp_size * loss_scale(engine)))
+        seen = watch.collect(size, width, 1 / (watch.dp_size * now.loss_scale))
         watch.release()
         rows = torch.arange(size) if now.rows is None else now.rows
         probed = torch.zeros(size, dtype=torch.bool)
@@ -217,7 +226,7 @@ class Recorder:
             flags_of(batch, seen["flags"]),
             probed,
         )
-        return share, seen["micro"]
+        return [(share, seen["micro"])]
 
     def _exchange(self, own: Share | None) -> tuple[Share, slice] | None:
         """The step of all ranks and where this one's rows stand; None where a part is lacking."""
