@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_lab.probe.scorer import Scorer
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.types import TokenGrad
 
 
@@ -16,6 +17,7 @@ def gradient_audit(
     scorer: Scorer,
     micros: Iterable[tuple[Any, TokenGrad]],
     kappa: float | None,
+    world: World = ALONE,
 ) -> tuple[float, float]:
     """Share of the step's gradient that does not flow through logp and entropy, and kappa.
 
@@ -25,6 +27,7 @@ def gradient_audit(
     full-vocabulary KL or a shifted mask shows as its share. Where `kappa` is None it is fitted,
     -<g, s>/<s, s>, so that only the direction is judged. NaN without any gradient. `.grad` is not
     touched.
+    micros: of several processes, this one's; each has its part of the sums.
     """
     model = scorer.model
     params = [p for p in model.parameters() if p.requires_grad]
@@ -36,15 +39,16 @@ def gradient_audit(
         for into, part in zip(total, parts, strict=True):
             if part is not None:
                 into += part
-    seen = [torch.zeros_like(t) if p.grad is None else p.grad.double()
-            for p, t in zip(params, total, strict=True)]  # fmt: skip
+    total = [world.summed(t) for t in total]
+    seen = [torch.zeros_like(t) if p.grad is None else world.part(p.grad).double()
+            for p, t in zip(world.trained(model).values(), total, strict=True)]  # fmt: skip
+
+    def dot(a: list[Tensor], b: list[Tensor]) -> float:
+        return world.over_parts(float(sum((x * y).sum() for x, y in zip(a, b, strict=True))))
+
     if kappa is None:
-        square = _dot(total, total)
-        kappa = -_dot(seen, total) / square if square > 0 else 1.0
+        square = dot(total, total)
+        kappa = -dot(seen, total) / square if square > 0 else 1.0
     rest = [g + kappa * s for g, s in zip(seen, total, strict=True)]
-    norm = _dot(seen, seen) ** 0.5
-    return (_dot(rest, rest) ** 0.5 / norm if norm > 0 else float("nan")), kappa
-
-
-def _dot(a: list[Tensor], b: list[Tensor]) -> float:
-    return float(sum((x * y).sum() for x, y in zip(a, b, strict=True)))
+    norm = dot(seen, seen) ** 0.5
+    return (dot(rest, rest) ** 0.5 / norm if norm > 0 else float("nan")), kappa

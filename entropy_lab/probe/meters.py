@@ -18,15 +18,21 @@ class Meters:
 
     They are one object where their arithmetic is the same, so that a pass is paid once. Until the
     first loss forward has shown under which autocast training runs, all run as `score` does.
+    loss_score: the loss forward, where another module makes it than the one that measures.
     """
 
     def __init__(
-        self, model: nn.Module, score: Score, optimizer: torch.optim.Optimizer, setting: Setting
+        self,
+        model: nn.Module,
+        score: Score,
+        optimizer: torch.optim.Optimizer,
+        setting: Setting,
+        loss_score: Score | None = None,
     ):
         self.training = Scorer(model, score, optimizer)
         self.dtype, self.policy = "", setting.policy
         self._model, self._score, self._optimizer = model, score, optimizer
-        self._setting = setting
+        self._setting, self._loss_score = setting, loss_score or score
         self._all: dict[Precision, Scorer] = {}
         self._settle(None)
         self._settled = False
@@ -34,9 +40,9 @@ class Meters:
     def forward(self, inputs: Any) -> TokenStats:
         """A loss forward, the first of which settles how the run is measured."""
         if self._settled:
-            return self._score(inputs)
+            return self._loss_score(inputs)
         with watched_autocast(next(self._model.parameters()).device.type) as seen:
-            stats = self._score(inputs)
+            stats = self._loss_score(inputs)
         self._settle(seen[-1] if seen else None)
         self._settled = True
         return stats

@@ -33,6 +33,7 @@ from entropy_lab.probe.step import (
 )
 from entropy_lab.probe.update import check_supported
 from entropy_lab.probe.window import Window, numbered, numbered_all
+from entropy_lab.probe.world import ALONE, World, measured_by_all
 from entropy_lab.record import RunWriter, create_run
 from entropy_lab.record.schema import CORE_PREDICTORS
 from entropy_lab.types import TokenBatch, TokenStats
@@ -61,6 +62,8 @@ class Probe:
     that arithmetic throughout; "auto" is "same", and where that is half precision at most 8
     responses a step are measured in float32 as well (column dH_float32). policy: "master" measures
     the parameters as they are, "cast" rounded to the training dtype (bfloat16 in a float32 run).
+    world: the processes that take the step together; each records its own micro-batches, and `fix`
+    and `hold_out` are given all of them. loss_score: the loss forward where it is not `score`.
     run_dir is created; to continue a run pass `start_step` after `record.rewind`.
     Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
     option that is none.
@@ -89,6 +92,8 @@ class Probe:
         start_step: int | None = None,
         write_samples: bool = True,
         on_full: Literal["block", "drop"] = "block",
+        world: World = ALONE,
+        loss_score: Score | None = None,
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -115,8 +120,11 @@ class Probe:
             predictors=CORE_PREDICTORS if profile == "core" else tuple(PREDICTORS),
             deep=deep_every > 0,
             on_full=on_full,
+            rank=world.rank,
+            agreed=world.lowest,
         )
-        self.meters = Meters(model, score, optimizer, setting)
+        self.world = world
+        self.meters = Meters(model, score, optimizer, setting, loss_score)
         self.write_samples = write_samples
         self.loss_forward_is_before: bool | None = None
         self.window = Window()
@@ -177,8 +185,9 @@ class Probe:
         """The fixed probe set: the same responses around every probed step of the run."""
         self._fixed = numbered_all(micros, -1 << 32)
         if save:
-            parts = [(batch, self.meters.main.measure(inputs)) for inputs, batch in self._fixed]
-            self.writer.fixed(to_rows.fixed_columns(parts))
+            inputs, batches = zip(*self._fixed, strict=True) if self._fixed else ((), ())
+            stats = measured_by_all(self.meters.main, inputs, self.world)
+            self.writer.fixed(to_rows.fixed_columns(list(zip(batches, stats, strict=True))))
 
     def note(self, **scalars: float | int | str | bool) -> None:
         """Values for the coming row of steps: kappa, grad_norm, rollout, method_*."""
@@ -223,10 +232,13 @@ class Probe:
     def __enter__(self) -> Probe:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, *_: object
+    ) -> None:
+        if kind is None or value is None:
             self.close()
             return
+        self.world.abandon(value)
         with suppress(RunError):  # the first error is the one to report
             self.close("interrupted" if kind is KeyboardInterrupt else "failed")
 
@@ -237,10 +249,13 @@ class Probe:
                 "the probe cannot measure optimizer.step(closure): run backward, then plain step()"
             )
         self.window.keep_pushed()
+        self.window.share(self.world)
         if not self.window.records:
             return
-        self._measurement = m = StepMeasurement(self.step, mean_lr(self.optimizer))
+        lr = mean_lr(self.optimizer)
+        self._measurement = m = StepMeasurement(self.step, lr, world=self.world)
         if self.cadence.probes(self.step):
+            self.world.fill()
             self._measure_before(m)
         self._time_before = time.perf_counter() - started
 
@@ -260,16 +275,20 @@ class Probe:
         if deep:
             rows = {"train": m.train, "held_out": m.held or m.watch, "fixed": m.watch}
             of = rows[self.entropy_of] or m.train
-            m.deep = begin(self.meters.deep, self.optimizer, of, self.snapshots)
+            m.deep = begin(self.meters.deep, self.optimizer, of, self.snapshots, self.world)
         if checks:
             own = m.deep and m.deep.path
-            m.start = own or ParameterPath.begin(self.scorer.model, self.snapshots)
+            m.start = own or ParameterPath.begin(
+                self.scorer.model, self.snapshots, world=self.world
+            )
 
     def _after_step(self) -> None:
         m = self._measurement
         if m is None:
             return
         started = time.perf_counter()
+        if m.train:
+            self.world.fill()
         m.measure_after(self.meters)
         m.measure_floor(self.meters)
         m.measure_deep(self.meters, self.optimizer, self.window, self._notes, self.jvp)
@@ -292,7 +311,7 @@ class Probe:
 
     def _write_samples(self) -> None:
         """A row for every response that no earlier step has written one for."""
-        for r in self.window.records:
+        for r in self.world.deal(self.window.records):
             share = self.inclusion_prob(len(r.batch.mask))
             columns = to_rows.sample_columns(r.batch, self.step, share)
             new = [uid not in self._written for uid in columns["uid"].tolist()]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from entropy_lab.probe.path import Named
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.stats.moments import accumulation
 
 SUPPORTED = "SGD (momentum, dampening), Adam and AdamW"
@@ -72,27 +73,34 @@ def check_supported(optimizer: torch.optim.Optimizer) -> None:
                 )
 
 
-def before_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Before:
+def before_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE
+) -> Before:
     """Copies of the first moments and of the gradients as they enter the optimizer."""
     first: dict[str, Tensor | None] = {}
     clipped: Named = {}
     key = "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else "exp_avg"
-    for name, p in _trained(model):
+    for name, p in world.trained(model).items():
         moment = optimizer.state.get(p, {}).get(key)
-        first[name] = None if moment is None else _copy(moment)
-        clipped[name] = _copy(torch.zeros_like(p) if p.grad is None else p.grad)
+        first[name] = None if moment is None else _copy(world.part(moment))
+        clipped[name] = _copy(world.part(torch.zeros_like(p) if p.grad is None else p.grad))
     return Before(first, clipped)
 
 
 def after_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, before: Before, start: Named
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    before: Before,
+    start: Named,
+    world: World = ALONE,
 ) -> Update:
     """The parts of the step that was just taken; `start` holds theta from before it."""
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     update = Update(clipped=before.clipped)
     part = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
-    for name, p in _trained(model):
+    for name, p in world.trained(model).items():
         group, state = groups.get(p), optimizer.state.get(p, {})
+        state = {k: world.part(v) if isinstance(v, Tensor) else v for k, v in state.items()}
         if group is None or p.grad is None:
             zero = torch.zeros_like(before.clipped[name])
             values = (zero, zero, zero, zero, zero)
