@@ -181,7 +181,7 @@ def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     embedding too), or the last module with parameters. Layers: the longest ModuleList or
     Sequential of blocks with parameters; without one every parameter but the head's is `embed`.
     """
-    head, stack = _head_names(model), _layer_stack(model)
+    head, stack = _head_names(model), layer_stack(model)
     groups: dict[str, list[str]] = {}
     seen_layer = False
     for name, parameter in model.named_parameters():
@@ -214,7 +214,8 @@ def _head_names(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if id(p) in own}
 
 
-def _layer_stack(model: nn.Module) -> str:
+def layer_stack(model: nn.Module) -> str:
+    """The name of the longest ModuleList of blocks with parameters; "" where there is none."""
     lists = {
         name: sum(1 for child in module if next(child.parameters(), None) is not None)
         for name, module in model.named_modules()

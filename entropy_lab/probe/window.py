@@ -16,7 +16,6 @@ from entropy_lab.probe.scorer import Scorer
 from entropy_lab.probe.world import World
 from entropy_lab.types import NOT_SCORABLE, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
-
 Told = tuple[TokenBatch, TokenStats, TokenGrad, Tensor, Tensor]
 
 

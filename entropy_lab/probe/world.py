@@ -7,9 +7,10 @@ entropy), and runs the model on its own alone. A rank may hold only its part of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -78,6 +79,10 @@ class World(Protocol):
         """The sum of a number that each rank has taken over its parts of the parameters."""
         ...
 
+    def at(self, doing: str) -> None:
+        """Say what comes next, for the others' errors."""
+        ...
+
     def abandon(self, reason: BaseException) -> None:
         """Tell the others that this rank goes no further, and agree on nothing from now on."""
         ...
@@ -128,8 +133,37 @@ class Alone:
     def over_parts(self, value: float) -> float:
         return value
 
+    def at(self, doing: str) -> None:
+        pass
+
     def abandon(self, reason: BaseException) -> None:
         pass
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """`make()` by rank 0 first, then by all others: the first one may fill a cache."""
+        return make()
+
+    def prepare(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """(the model that measures and samples, the model that learns): of one process, one."""
+        return model, model
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take note of the optimizer's steps."""
+
+    def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
+        """After the last backward pass of a step: p.grad is that of the whole step on each rank.
+
+        fill_in: a loss forward, for ranks that have taken fewer of them than others.
+        """
+
+    @property
+    def on_stop(self) -> Callable[[], None] | None:
+        """What to do when the user asks this process to stop; None: as one process does."""
+        return None
+
+    def asked(self, stop: object) -> bool:
+        """Whether the user has asked any rank to stop."""
+        return bool(stop)
 
 
 ALONE = Alone()
