@@ -143,9 +143,12 @@ class Alone:
         """`make()` by rank 0 first, then by all others: the first one may fill a cache."""
         return make()
 
-    def prepare(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """(the model that measures and samples, the model that learns): of one process, one."""
-        return model, model
+    def prepare(
+        self, model: nn.Module, make_score: Callable[[nn.Module], Any]
+    ) -> tuple[nn.Module, nn.Module, Any]:
+        """(the model that measures and samples, the one that learns, the loss forward where it is
+        not the score of the first): of one process, one."""
+        return model, model, None
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Take note of the optimizer's steps."""

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from entropy_lab.errors import ConfigError, RunError, nearest
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
-from entropy_lab.probe.scorer import active_dropout
+from entropy_lab.probe.scorer import Score, active_dropout
 from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.agreement import check_agreement
@@ -180,13 +180,21 @@ def build(
         progress.say(line)
     state, tensors = load_checkpoint(checkpoint, model) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
-    model, learner = world.prepare(model)
+    scoring = partial(
+        make_score,
+        temperature=config.rollout.temperature,
+        autocast=config.model.autocast,
+        tiled=config.train.tiled_head,
+    )
+    model, learner, loss_score = world.prepare(model, scoring)
     params = [p for p in learner.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
     if checkpoint:
         load_optimizer(checkpoint, optimizer)
     world.attach(optimizer)
-    probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0), world, learner)
+    probe = make_probe(
+        config, run_dir, model, optimizer, scoring(model), state.get("step", 0), world, loss_score
+    )
     parts = Parts(
         config, task, method, model, tokenizer, params, optimizer, engine, probe, rewarder
     )
@@ -293,23 +301,17 @@ def make_probe(
     run_dir: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    score: Score,
     step: int,
     world: Alone = ALONE,
-    learner: nn.Module | None = None,
+    loss_score: Score | None = None,
 ) -> Probe:
-    """learner: the model of the loss forward, where that is not the one that measures."""
     p = config.probe
-    score = partial(
-        make_score,
-        temperature=config.rollout.temperature,
-        autocast=config.model.autocast,
-        tiled=config.train.tiled_head,
-    )
     return Probe(
         model,
         optimizer,
         run_dir,
-        score(model),
+        score,
         every=p.every if p.enabled else 0,
         fraction=p.fraction,
         floor_every=p.floor_every,
@@ -325,5 +327,5 @@ def make_probe(
         start_step=step,
         write_samples=False,
         world=world,
-        loss_score=None if learner in (None, model) else score(learner),
+        loss_score=loss_score,
     )

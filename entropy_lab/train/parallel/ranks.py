@@ -89,9 +89,11 @@ class Ranks(Alone):
         self.told(True)
         return make() if made is None else made
 
-    def prepare(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def prepare(
+        self, model: nn.Module, make_score: Callable[[nn.Module], Any]
+    ) -> tuple[nn.Module, nn.Module, Any]:
         self._watch_passes(model)
-        return model, model
+        return model, model, None
 
     def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
         reached = torch.tensor([p.grad is not None for p in params], dtype=torch.int32)

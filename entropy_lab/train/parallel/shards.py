@@ -17,6 +17,7 @@ from entropy_lab.probe.path import layer_stack
 from entropy_lab.train.parallel.pieces import chunk
 from entropy_lab.train.parallel.ranks import Ranks
 from entropy_lab.train.parallel.watch import Watch
+from entropy_lab.types import TokenStats
 
 
 class Shards(Ranks):
@@ -35,28 +36,34 @@ class Shards(Ranks):
         super().__init__(rank, size, watch, device)
         self._weights: dict[str, nn.Parameter] = {}
         self._whole: dict[str, nn.Parameter] = {}
-        self._sharded: nn.Module | None = None
         self._moves = 0
         self._filled: int | None = None
         self._passes = 0
 
-    def prepare(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def prepare(
+        self, model: nn.Module, make_score: Callable[[nn.Module], Any]
+    ) -> tuple[nn.Module, nn.Module, Any]:
+        loss = _Loss(model, make_score(model))
         whole, mesh = copy.deepcopy(model), init_device_mesh(self.device.type, (self.size,))
         stack = layer_stack(model)
         for layer in model.get_submodule(stack).children() if stack else ():
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        assert isinstance(model, FSDPModule)
+        fully_shard(loss, mesh=mesh)
+        assert isinstance(loss, FSDPModule)
         # The sum, not the mean: shares are of the whole minibatch. Gloo has no scaled sum.
-        model.set_gradient_divide_factor(1.0)
-        model.set_force_sum_reduction_for_comms(True)
+        loss.set_gradient_divide_factor(1.0)
+        loss.set_force_sum_reduction_for_comms(True)
         self._weights = dict(model.named_parameters())
         self._whole = dict(whole.named_parameters())
-        self._sharded, self._filled = model, self._moves
+        self._filled = self._moves
         self._watch_passes(whole)
-        self._watch_passes(model)
-        model.register_forward_hook(self._count)
-        return whole, model
+        self._watch_passes(loss)
+
+        def loss_score(inputs: Any) -> TokenStats:
+            self._passes += torch.is_grad_enabled()
+            return TokenStats(*loss(inputs))
+
+        return whole, model, loss_score
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         def moved(*_: Any) -> None:
@@ -125,6 +132,14 @@ class Shards(Ranks):
     def _full(self, tensor: Any) -> Tensor:
         return tensor.detach().full_tensor()
 
-    def _count(self, *_: Any) -> None:
-        if torch.is_grad_enabled():
-            self._passes += 1
+
+class _Loss(nn.Module):
+    """A score as the outermost module: it may use the head's weight beside the model's forward."""
+
+    def __init__(self, model: nn.Module, score: Callable[[Any], TokenStats]) -> None:
+        super().__init__()
+        self.model, self.score = model, score
+
+    def forward(self, inputs: Any) -> tuple[Tensor, ...]:
+        s = self.score(inputs)
+        return s.logp, s.entropy, s.m0, s.m1, s.m2  # FSDP2 finds tensors in plain containers
