@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from entropy_lab import cli
+from entropy_lab.train import loop
 from entropy_lab.train.launch import run_training
 
 _PRELOAD = [
@@ -100,3 +105,35 @@ def _rank(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def kill(rank: int) -> None:
+    """Rank 1 is killed before its third step."""
+    _at_third_step(rank, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def hang(rank: int) -> None:
+    """Rank 1 never comes back from its third step."""
+    _at_third_step(rank, lambda: time.sleep(3600))
+
+
+def allocate(rank: int) -> None:
+    """Rank 1 asks for more memory than there is in its third step."""
+    _at_third_step(rank, lambda: torch.empty(2**55))
+
+
+def sleepy(rank: int) -> None:
+    """Steps take long enough for a signal to come in between."""
+    update = loop.update
+    loop.update = lambda *args: (time.sleep(0.2), update(*args))[1]
+
+
+def _at_third_step(rank: int, action: Callable[[], Any]) -> None:
+    update = loop.update
+
+    def planted(parts: Any, *args: Any) -> Any:
+        if rank == 1 and parts.probe.step == 2:
+            action()
+        return update(parts, *args)
+
+    loop.update = planted

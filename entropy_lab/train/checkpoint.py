@@ -13,7 +13,7 @@ from torch import Tensor
 
 from entropy_lab.errors import RunError
 from entropy_lab.probe.world import ALONE, Alone
-from entropy_lab.train.parallel.pieces import is_sharded, own_part, whole_on_host
+from entropy_lab.train.optimizer_state import restore_optimizer, split_optimizer
 from entropy_lab.train.tensor_files import (
     Sum,
     file_digest,
@@ -64,7 +64,7 @@ def save_checkpoint(
     folder = Path(run_dir) / kind
     final = folder / f"step-{step:06d}"
     partial = folder / f"{final.name}.tmp"
-    optimizer_tensors, optimizer_json = _split_optimizer(optimizer, keep=world.rank == 0)
+    optimizer_tensors, optimizer_json = split_optimizer(optimizer, keep=world.rank == 0)
     if world.rank:
         world.told(None)
         return final
@@ -175,7 +175,7 @@ def load_optimizer(path: str | Path, optimizer: torch.optim.Optimizer) -> None:
     """Restore the optimizer of a checkpoint that `load_checkpoint` has found whole."""
     path = Path(path)
     tensors = read_tensors(path / _OPTIMIZER)
-    _load_optimizer(path, optimizer, tensors, _read_state(path)["optimizer"])
+    restore_optimizer(path, optimizer, tensors, _read_state(path)["optimizer"])
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -227,52 +227,6 @@ def _unaliased(state: dict[str, Tensor]) -> dict[str, Tensor]:
             kept[name] = tensor
         seen.add(key)
     return kept
-
-
-def _split_optimizer(
-    optimizer: torch.optim.Optimizer, keep: bool = True
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, all else) of the optimizer's state; keep: False where another rank writes them."""
-    saved = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, values in saved["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                if is_sharded(value):
-                    value = whole_on_host(value, keep)
-                tensors[f"{index}.{name}"] = value
-            else:
-                plain.setdefault(str(index), {})[name] = value
-    return tensors, {"state": plain, "param_groups": saved["param_groups"]}
-
-
-def _load_optimizer(
-    path: Path,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    document: dict[str, Any],
-) -> None:
-    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in document["state"].items()}
-    if all(p.device.type == "cpu" for group in optimizer.param_groups for p in group["params"]):
-        tensors = _copies(tensors)  # a device takes copies anyway
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        own = tensor
-        if int(index) < len(params) and is_sharded(p := params[int(index)]):
-            own = own_part(tensor, p) if tensor.shape == p.shape else tensor
-        state.setdefault(int(index), {})[name] = own
-    current = optimizer.state_dict()["param_groups"]
-    sizes = [len(g["params"]) for g in current]
-    if sizes != [len(g["params"]) for g in document["param_groups"]]:
-        raise RunError(f"{path} was saved from an optimizer with other parameter groups")
-    # JSON has no tuples; AdamW's betas go back to what this optimizer uses.
-    groups = [
-        {k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in saved.items()}
-        for now, saved in zip(current, document["param_groups"], strict=True)
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _load_model(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +24,8 @@ from entropy_lab.train.draws import draw_prompts
 from entropy_lab.train.gather import Rules, Scored, make_micros, score_responses
 from entropy_lab.train.layout import Layout
 from entropy_lab.train.model import load_model
+from entropy_lab.train.notes import notes
+from entropy_lab.train.parallel.sampling import sample_together
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.prompts import encode_prompt
@@ -32,7 +33,6 @@ from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rewards import Rewarder, make_rewarder
 from entropy_lab.train.rollout import ENGINES, Responses, RolloutEngine
 from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
-from entropy_lab.train.trainable import lost_to_rounding
 
 
 @dataclass
@@ -209,14 +209,6 @@ def build(
     return parts, state, tensors
 
 
-def sample_together(world: Alone, ask: Callable[..., Responses], prompts: int) -> Responses:
-    """The responses to all prompts, of which each rank samples those to a share of its own."""
-    first, last = (prompts * r // world.size for r in (world.rank, world.rank + 1))
-    own = [ask(share=slice(first, last))] if last > first else []
-    shares = world.collect([own])
-    return Responses.cat([r for share in shares for r in share])
-
-
 def old_logp_of(responses: Responses, steps: list[list[Micro]]) -> Tensor:
     """old_logp (B, T) of all micro-batches, in the order and width of the responses."""
     micros = [m for part in steps for m in part]
@@ -232,33 +224,6 @@ def on_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     """A checkpoint's tensors, which are read into main memory, where the model is."""
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def notes(
-    config: Config, model: nn.Module, params: list[nn.Parameter], world: Alone = ALONE
-) -> list[str]:
-    """What to know about the trained parameters: how many of how many, where some are frozen, and
-    where half-precision weights are too coarse for the steps of AdamW; and about idle ranks."""
-    lines = []
-    responses = config.rollout.prompts * config.rollout.group_size // config.train.minibatches
-    micros = -(-responses // config.train.micro_batch)
-    if micros < world.size and not config.train.micro_tokens:
-        lines.append(
-            f"{micros} of {world.size} ranks have a micro-batch to train on: lower "
-            f"train.micro_batch to {max(1, responses // world.size)} for all of them"
-        )
-    trained, every = (sum(p.numel() for p in ps) for ps in (params, model.parameters()))
-    if trained < every:
-        lines.append(f"trained: {trained:,} of {every:,} parameters")
-    lr = config.optimizer.lr
-    lost = lost_to_rounding(params, lr) if lr and config.optimizer.name == "adamw" else 0.0
-    if lost >= 0.5:
-        lines.append(
-            f"model.dtype = bfloat16: a step of optimizer.lr = {lr:g} is lost to rounding in "
-            f"{lost:.0%} of the weights; model.dtype = float32 with model.autocast = bfloat16 "
-            "keeps it"
-        )
-    return lines
 
 
 def check_best_on(parts: Parts) -> None:

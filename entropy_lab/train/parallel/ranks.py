@@ -195,8 +195,22 @@ def _is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, PeerLost) or (isinstance(error, RuntimeError) and named)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """An allocation that failed, on a device or the host."""
+    said = isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What failed and what to do, in a line."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return f"out of memory ({reason}): lower train.micro_batch or rollout.prompts"
+
+
 def _in_a_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return STOPPED
+    if is_out_of_memory(error):
+        return out_of_memory(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -49,10 +49,11 @@ class Shards(Ranks):
         for layer in model.get_submodule(stack).children() if stack else ():
             fully_shard(layer, mesh=mesh)
         fully_shard(loss, mesh=mesh)
-        assert isinstance(loss, FSDPModule)
-        # The sum, not the mean: shares are of the whole minibatch. Gloo has no scaled sum.
-        loss.set_gradient_divide_factor(1.0)
-        loss.set_force_sum_reduction_for_comms(True)
+        for module in loss.modules():
+            if isinstance(module, FSDPModule):
+                # The sum, not the mean: shares are of the whole minibatch. Gloo has no scaled sum.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
         self._weights = dict(model.named_parameters())
         self._whole = dict(whole.named_parameters())
         self._filled = self._moves
@@ -74,18 +75,15 @@ class Shards(Ranks):
     def fill(self) -> None:
         if self._filled == self._moves:
             return
-        with torch.no_grad():
-            for name, whole in self._whole.items():
-                storage = whole.untyped_storage()
-                storage.resize_(whole.numel() * whole.element_size())
-                with self._together("the gathering of the weights"):
-                    now = self._full(self._weights[name])
-                whole.copy_(now)
+        for name, whole in self._whole.items():
+            with self._together("the gathering of the weights"):
+                now: Any = self._weights[name].detach()
+                whole.data = now.full_tensor()
         self._filled = self._moves
 
     def empty(self) -> None:
         for whole in self._whole.values():
-            whole.untyped_storage().resize_(0)
+            whole.data = whole.data.new_zeros(()).expand(whole.shape)  # one number, the same shape
         self._filled = None
 
     def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
@@ -128,9 +126,6 @@ class Shards(Ranks):
         with self._together():
             dist.all_reduce(total)
         return float(total)
-
-    def _full(self, tensor: Any) -> Tensor:
-        return tensor.detach().full_tensor()
 
 
 class _Loss(nn.Module):

@@ -16,7 +16,7 @@ from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
 from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.train.config import Config
-from entropy_lab.train.parallel.ranks import Ranks
+from entropy_lab.train.parallel.ranks import Ranks, is_out_of_memory, out_of_memory
 from entropy_lab.train.parallel.watch import Watch, open_store
 from entropy_lab.train.pretrained import device_of
 
@@ -116,6 +116,8 @@ def joined(config: Config, ended: Callable[[str, bool], None]) -> Iterator[Ranks
         yield world
     except BaseException as error:
         world.abandon(error)
+        if is_out_of_memory(error):
+            raise RunError(f"rank {rank}: {out_of_memory(error)}") from error
         raise
     finally:
         world.close()
