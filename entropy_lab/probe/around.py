@@ -20,6 +20,7 @@ from entropy_lab.probe.step import (
     run_checks,
 )
 from entropy_lab.probe.window import Window
+from entropy_lab.probe.world import ALONE, World
 
 EntropyOf = Literal["train", "held_out", "fixed"]
 PATIENCE = 8  # failed steps in a row after which nothing more is measured
@@ -32,7 +33,8 @@ class Around:
     has one response left, none. Path forms that meet it are given up. Other errors cost the step
     (or, in the checks and path forms, only those), and after PATIENCE such steps in a row nothing
     more is measured. A `guard` that is strict raises instead. audited: whether the gradients in
-    `.grad` are those of this process's own rows, so that the gradient audit means something.
+    `.grad` are those of this process's own rows, so that the gradient audit means something. world:
+    the processes that measure the step together.
     """
 
     def __init__(
@@ -47,13 +49,14 @@ class Around:
         entropy_of: EntropyOf,
         snapshots: str | None,
         audited: bool = True,
+        world: World = ALONE,
     ) -> None:
         self.meters, self.optimizers, self.cadence = meters, optimizers, cadence
         self.loss_forward_is_before: bool | None = None
         self._guard, self._memory = guard, memory
         self._jvp: Jvp = jvp
         self._entropy_of, self._snapshots = entropy_of, snapshots
-        self._audited = audited
+        self._audited, self.world = audited, world
         self._in_a_row = 0
 
     def before(
@@ -66,6 +69,7 @@ class Around:
     ) -> None:
         """First pass of a probed step, the checks, and what path forms need of theta."""
         deep, checks = self.cadence.deep(m.step), self.cadence.checks(m.step)
+        self.world.fill()
 
         def first_pass() -> None:
             self.loss_forward_is_before = measure_before_step(
@@ -75,11 +79,13 @@ class Around:
         def begin_deep() -> None:
             rows = {"train": m.train, "held_out": m.held or m.watch, "fixed": m.watch}
             of = rows[self._entropy_of] or m.train
-            m.deep = begin(self.meters.deep, self.optimizers, of, self._snapshots)
+            m.deep = begin(self.meters.deep, self.optimizers, of, self._snapshots, self.world)
 
         def keep_start() -> None:
             own = m.deep and m.deep.path
-            m.start = own or Path.begin(self.meters.training.model, self._snapshots)
+            m.start = own or Path.begin(
+                self.meters.training.model, self._snapshots, world=self.world
+            )
 
         if not self._passes("before", m, window, first_pass):
             return
@@ -99,6 +105,7 @@ class Around:
         """Second pass, over the very objects of the first; noise floor, path forms, influence."""
         if not m.train:
             return
+        self.world.fill()
         if not self._passes("after", m, window, lambda: m.measure_after(self.meters)):
             return
         self._in_a_row = 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from entropy_lab.probe.optimizers import Optimizers, loss_scale_left, owners
 from entropy_lab.probe.scorer import Scorer
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.types import TokenGrad
 
 
@@ -18,6 +19,7 @@ def gradient_audit(
     micros: Iterable[tuple[Any, TokenGrad]],
     kappa: float | None,
     optimizers: Optimizers = (),
+    world: World = ALONE,
 ) -> tuple[float, float]:
     """Share of the step's gradient that does not flow through logp and entropy, and kappa.
 
@@ -28,6 +30,7 @@ def gradient_audit(
     still have to take out of `.grad` is taken out here. Where `kappa` is None it is fitted,
     -<g, s>/<s, s>, so that only the direction is judged. NaN without any gradient. `.grad` is not
     touched.
+    micros: of several processes, this one's; each has its part of the sums.
     """
     model = scorer.model
     params = [p for p in model.parameters() if p.requires_grad]
@@ -39,19 +42,23 @@ def gradient_audit(
         for into, part in zip(total, parts, strict=True):
             if part is not None:
                 into += part
+    total = [world.summed(t) for t in total]
+    own = world.trained(model).values()
     scales = {o: loss_scale_left(o) for o in optimizers}
     left = {p: scales[o] for p, (o, _) in owners(optimizers).items()}
-    seen = [torch.zeros_like(t) if p.grad is None else p.grad.double() / left.get(p, 1.0)
-            for p, t in zip(params, total, strict=True)]  # fmt: skip
+    seen = [
+        torch.zeros_like(t) if p.grad is None else world.part(p.grad).double() / left.get(p, 1.0)
+        for p, t in zip(own, total, strict=True)
+    ]
+
+    def dot(a: list[Tensor], b: list[Tensor]) -> float:
+        return world.over_parts(float(sum((x * y).sum() for x, y in zip(a, b, strict=True))))
+
     if kappa is None:
-        square = _dot(total, total)
-        kappa = -_dot(seen, total) / square if square > 0 else 1.0
+        square = dot(total, total)
+        kappa = -dot(seen, total) / square if square > 0 else 1.0
     rest = [g + kappa * s for g, s in zip(seen, total, strict=True)]
-    norm = _dot(seen, seen) ** 0.5
-    if not any(p.grad is not None for p in params):
+    norm = dot(seen, seen) ** 0.5
+    if not any(p.grad is not None for p in own):
         kappa = float("nan")  # they are kept elsewhere, or there are none
-    return (_dot(rest, rest) ** 0.5 / norm if norm > 0 else float("nan")), kappa
-
-
-def _dot(a: list[Tensor], b: list[Tensor]) -> float:
-    return float(sum((x * y).sum() for x, y in zip(a, b, strict=True)))
+    return (dot(rest, rest) ** 0.5 / norm if norm > 0 else float("nan")), kappa

@@ -17,18 +17,20 @@ from torch import Tensor
 from entropy_lab.probe.inputs import take_rows
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.probe.window import Probed
+from entropy_lab.probe.world import ALONE, World
 
 MOST_RESPONSES = 8
 
 
 @dataclass
 class FineRows:
-    """Some responses of one probed part: rows into it, and their entropy in float32."""
+    """Some responses of one probed part: rows into it, and their entropy in float32 (inputs and
+    before are None on the ranks that the part does not belong to)."""
 
     part: Probed
     rows: Tensor
     inputs: Any
-    before: Tensor
+    before: Tensor | None
     dH: Tensor | None = None
 
     @classmethod
@@ -39,12 +41,17 @@ class FineRows:
         size = len(part.batch.mask)
         picked = rng.choice(size, min(MOST_RESPONSES, size), replace=False)
         rows = torch.from_numpy(np.sort(picked))
+        if part.inputs is None:
+            return cls(part, rows, None, None)
         inputs = take_rows(part.inputs, rows)
         return cls(part, rows, inputs, scorer.measure(inputs).entropy)
 
-    def finish(self, scorer: Scorer) -> None:
+    def finish(self, scorer: Scorer, world: World = ALONE) -> None:
         """Second pass, after the step."""
-        self.dH = scorer.measure(self.inputs).entropy - self.before
+        own = None
+        if self.before is not None:
+            own = scorer.measure(self.inputs).entropy - self.before
+        self.dH = world.told(own)
 
     def column(self, part: Probed) -> dict[str, Tensor]:
         """`dH_float32` (B', T) of `part`, NaN on rows that were not measured again."""

@@ -22,12 +22,15 @@ def noise_floor(path: Path, score: Score, probed: Probed) -> tuple[float, float,
 
     dH_ref is H(theta') - H(theta) with both sets of weights (rounded first where the measured
     policy is a cast) upcast to float64 and everything computed in it, on the first responses of
-    `probed`. Call it after the step; nothing moves.
+    `probed`. Call it after the step; nothing moves. The rank that has `probed` takes the passes.
     """
     rows = torch.arange(min(MOST_RESPONSES, len(probed.batch.mask)))
-    inputs = take_rows(probed.inputs, rows)
-    exact = Path(path.model, path.start, Precision(torch.float64, cast=path.precision.cast))
-    ends = [exact.measure(score, inputs, alpha=alpha).entropy.double() for alpha in (0.0, 1.0)]
+    world = path.world
+    exact = Path(path.model, path.start, Precision(torch.float64, cast=path.precision.cast), world)
+    own = [] if probed.inputs is None else [take_rows(probed.inputs, rows)]
+    passes = [exact.measure_each(score, own, alpha=alpha) for alpha in (0.0, 1.0)]
+    ends = world.told([p[0].entropy.double() for p in passes] if own else None)
+    assert ends is not None
     picked = rows.to(probed.batch.mask.device)
     mask = probed.batch.mask[picked]
     error = (probed.dH[picked].double() - (ends[1] - ends[0]))[mask]
@@ -49,8 +52,9 @@ def moved_share(path: Path, dtype: torch.dtype | None = None) -> float:
     `dtype` (None: as they are)."""
     moved = total = 0
     for name, start in path.start.items():
-        end = path.model.get_parameter(name).detach()
+        end = path.world.part(path.world.weight(path.model, name).detach())
         before, after = (x.to(dtype or x.dtype) for x in (start.to(end.device), end))
         moved += int((before != after).sum())
         total += end.numel()
+    moved, total = path.world.over_parts(moved), path.world.over_parts(total)
     return moved / total if total else float("nan")

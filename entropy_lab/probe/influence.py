@@ -13,6 +13,7 @@ from torch import Tensor
 from entropy_lab.probe.path import Named
 from entropy_lab.probe.scorer import Scorer
 from entropy_lab.probe.update import Update
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.stats.moments import accumulation
 from entropy_lab.types import TokenBatch
 
@@ -34,22 +35,25 @@ class Accounts:
     layers: dict[str, float]
 
 
-def entropy_gradient(scorer: Scorer, rows: Sequence[tuple[Any, TokenBatch, float]]) -> Named:
+def entropy_gradient(
+    scorer: Scorer, rows: Sequence[tuple[Any, TokenBatch, float]], world: World = ALONE
+) -> Named:
     """G = gradient of the mean entropy over `rows`, triples (inputs, batch, inclusion prob).
 
-    Call it at theta. `.grad` and the random states are left alone.
+    Call it at theta. inputs is None for rows of another rank. `.grad` and the random states are
+    left alone.
     """
     total = sum(float(batch.mask.sum()) / share for _, batch, share in rows)
     named = [(n, p) for n, p in scorer.model.named_parameters() if p.requires_grad]
     gradient = {n: torch.zeros_like(p, dtype=accumulation(p.dtype)) for n, p in named}
-    for inputs, batch, share in rows:
+    for inputs, batch, share in (row for row in rows if row[0] is not None):
         entropy = scorer.with_grad(inputs).entropy
         mean = torch.where(batch.mask, entropy, 0.0).sum() / (share * total)
         parts = torch.autograd.grad(mean, [p for _, p in named], allow_unused=True)
         for (name, _), part in zip(named, parts, strict=True):
             if part is not None:
                 gradient[name] += part
-    return gradient
+    return {name: world.summed(g) for name, g in gradient.items()}
 
 
 def influence_direction(G: Named, update: Update) -> Named:
@@ -57,7 +61,9 @@ def influence_direction(G: Named, update: Update) -> Named:
     return {n: update.weight[n] * G[n] for n in G}
 
 
-def marginal_direction(G: Named, update: Update, kappa: float) -> Named:
+def marginal_direction(
+    G: Named, update: Update, kappa: float, world: World = ALONE
+) -> Named:
     """d' with influence_marginal_t = c_t d_d' logp_t + e_t d_d' H_t.
 
     The derivative of G . delta by the gradient, through v^ (`bend`) and through the clipping
@@ -67,21 +73,26 @@ def marginal_direction(G: Named, update: Update, kappa: float) -> Named:
     if kappa >= 1:
         return d
     g = {n: update.clipped[n] / kappa for n in G}
-    norm = dot(g, g) ** 0.5
-    share = dot(d, g) / (norm * (norm + 1e-6))
+    norm = dot(g, g, world) ** 0.5
+    share = dot(d, g, world) / (norm * (norm + 1e-6))
     return {n: kappa * (d[n] - share * g[n]) for n in G}
 
 
 def accounts(
-    G: Named, delta: Named, update: Update, influence: Sequence[Tensor], groups: dict[str, list]
+    G: Named,
+    delta: Named,
+    update: Update,
+    influence: Sequence[Tensor],
+    groups: dict[str, list],
+    world: World = ALONE,
 ) -> Accounts:
     """Add up the step; influence: (B, T) tensors of all micro-batches of the update."""
     own = torch.cat([x.double().flatten() for x in influence])
-    total, momentum, decay = dot(G, delta), dot(G, update.momentum), dot(G, update.decay)
+    total, momentum, decay = (dot(G, x, world) for x in (delta, update.momentum, update.decay))
     other = total - float(own.sum()) - momentum - decay
     size = float(own.abs().sum()) + abs(momentum) + abs(decay)
     layers = {
-        key: dot({n: G[n] for n in names}, {n: delta[n] for n in names})
+        key: dot({n: G[n] for n in names}, {n: delta[n] for n in names}, world)
         for key, names in groups.items()
         if names
     }
@@ -89,6 +100,6 @@ def accounts(
     return Accounts(total, float(own.sum()), momentum, decay, other, error, layers)
 
 
-def dot(a: Named, b: Named) -> float:
+def dot(a: Named, b: Named, world: World = ALONE) -> float:
     """Inner product over all parameters, in float64."""
-    return float(sum((a[n].double() * b[n].double()).sum() for n in a))
+    return world.over_parts(float(sum((a[n].double() * b[n].double()).sum() for n in a)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from entropy_lab.probe.step import (
     StepMeasurement,
     write_token_rows,
 )
-from entropy_lab.probe.window import Window
+from entropy_lab.probe.window import MicroRecord, Window
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.record import RunWriter
 from entropy_lab.record.manifest import update_info
 from entropy_lab.record.schema import CORE_PREDICTORS, Profile
@@ -43,6 +44,7 @@ def open_writer(
     profile: Profile,
     on_full: OnFull,
     rank: int = 0,
+    world: World = ALONE,
 ) -> RunWriter:
     """The writer of a probe's run, whose footers say how its rows were chosen."""
     c = cadence
@@ -57,6 +59,7 @@ def open_writer(
         deep=c.deep_every > 0,
         on_full=on_full,
         rank=rank,
+        agreed=world.lowest,
     )
 
 
@@ -104,7 +107,7 @@ class StepLog:
             predicted.update(predict_window(window, m.lr))
             write_token_rows(m, window, predicted, self.writer, self._replicas.micro)
             if self._write_samples:
-                self._samples(window, m.step, fraction)
+                self._samples(m.world.deal(window.records), m.step, fraction)
             if not alone:
                 shared.append(Recorded.of(m, window, predicted))
 
@@ -142,9 +145,9 @@ class StepLog:
         self.writer.forget_step()
         self._line = {"step": step, "probe_failed": kind}
 
-    def _samples(self, window: Window, step: int, fraction: float) -> None:
+    def _samples(self, own: Sequence[MicroRecord], step: int, fraction: float) -> None:
         """A row for every response that no earlier step has written one for."""
-        for r in window.records:
+        for r in own:
             share = inclusion_prob(fraction, len(r.batch.mask))
             columns = to_rows.sample_columns(r.batch, step, share)
             new = [uid not in self._written for uid in columns["uid"].tolist()]

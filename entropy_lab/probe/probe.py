@@ -30,6 +30,7 @@ from entropy_lab.probe.step import Cadence, Micro
 from entropy_lab.probe.stepping import Stepping
 from entropy_lab.probe.update import check_supported
 from entropy_lab.probe.window import Watched, numbered_all
+from entropy_lab.probe.world import ALONE, World, measured_by_all
 from entropy_lab.record import create_run
 from entropy_lab.types import TokenBatch, TokenStats
 
@@ -65,6 +66,8 @@ class Probe(Stepping):
     `optimizer` may be several, all of which step once in a policy step. `model` may be wrapped in
     DistributedDataParallel (replicas.py): pass the wrapper, which `score` calls. tell_cost: print
     what the probe cost at the end and keep it in run.json.
+    world: the processes that take the step together; each records its own micro-batches, and `fix`
+    and `hold_out` are given all of them. loss_score: the loss forward where it is not `score`.
     run_dir is created; to continue a run pass `start_step` after `record.rewind`.
     Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
     option that is none.
@@ -98,6 +101,8 @@ class Probe(Stepping):
         memory_fraction: float | None = None,
         on_alarm: OnAlarm | None = log_alarm,
         tell_cost: bool = True,
+        world: World = ALONE,
+        loss_score: Score | None = None,
     ):
         cadence = Cadence(every, fraction, floor_every, deep_every, seed)
         optimizers = innermost(optimizer)
@@ -113,20 +118,22 @@ class Probe(Stepping):
         own = wrapped(model)
         memory = MemoryCap(max_memory_gb, memory_fraction, next(own.parameters()).device)
         setting = Setting(dtype, policy)
-        meters = Meters(own, apart(score, model), optimizers, setting, loss_score=score)
+        meters = Meters(own, apart(score, model), optimizers, setting, loss_score or score)
         if start_step is None:
             facts = {"world_size": replicas.size} if replicas.size > 1 else {}
             seeds = {"seed": seed}
             replicas.first(lambda: create_run(run_dir, config or {}, seeds=seeds, extra=facts))
-        guard = Guard(run_dir, replicas.rank, strict)
+        rank = replicas.rank or world.rank
+        guard = Guard(run_dir, rank, strict)
         full: OnFull = on_full or ("block" if strict or replicas.size > 1 else "drop")
         log = StepLog(
-            open_writer(run_dir, cadence, temperature, profile, full, replicas.rank), guard,
+            open_writer(run_dir, cadence, temperature, profile, full, rank, world), guard,
             write_samples=write_samples, on_alarm=on_alarm, tell_cost=tell_cost, replicas=replicas,
         )  # fmt: skip
         around = Around(
             meters, optimizers, cadence, guard, memory,
             jvp=jvp, entropy_of=entropy_of, snapshots=snapshots, audited=replicas.size == 1,
+            world=world,
         )  # fmt: skip
         super().__init__(guard, log, around, meters, optimizers, replicas, start_step or 0)
         self._when_closed: list[Callable[[], object]] = []
@@ -176,8 +183,9 @@ class Probe(Stepping):
         """The fixed probe set: the same responses around every probed step of the run."""
 
         def measure_and_save() -> None:
-            parts = [(batch, self.meters.main.measure(inputs)) for inputs, batch in self._fixed]
-            self.writer.fixed(to_rows.fixed_columns(parts))
+            inputs, batches = zip(*self._fixed, strict=True) if self._fixed else ((), ())
+            stats = measured_by_all(self.meters.main, inputs, self._around.world)
+            self.writer.fixed(to_rows.fixed_columns(list(zip(batches, stats, strict=True))))
 
         self._fixed = numbered_all(micros, -1 << 32)
         if save and self.guard.attempt("fix", self.step, measure_and_save):
@@ -231,9 +239,12 @@ class Probe(Stepping):
     def __enter__(self) -> Probe:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, *_: object
+    ) -> None:
+        if kind is None or value is None:
             self.close()
             return
+        self._around.world.abandon(value)
         with suppress(RunError):  # the first error is the one to report
             self.close("interrupted" if kind is KeyboardInterrupt else "failed")

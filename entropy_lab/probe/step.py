@@ -20,7 +20,8 @@ from entropy_lab.probe.path import Path
 from entropy_lab.probe.predict import predict_held_out
 from entropy_lab.probe.sampling import is_every_nth, is_probed
 from entropy_lab.probe.scorer import active_dropout
-from entropy_lab.probe.window import Chosen, Probed, Window, choose, measure_before
+from entropy_lab.probe.window import Chosen, Probed, Window, choose, measure_after, measured_before
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.record import RunWriter
 from entropy_lab.types import HELD_OUT, TokenBatch, TokenGrad, TokenStats
 
@@ -85,6 +86,7 @@ class StepMeasurement:
     loss_forward_is_before: bool = False
     dropout_off: bool = False
     failed: str = ""
+    world: World = ALONE
 
     def abandon(self, failed: str) -> None:
         """Let go of everything measured: the step is logged as one that was not probed."""
@@ -94,17 +96,17 @@ class StepMeasurement:
 
     def measure_after(self, meters: Meters) -> None:
         """The second pass, over the very objects of the first."""
-        for part in (*self.train, *self.held, *self.watch):
-            part.after = part.measure(meters.main)
+        for parts in (self.train, self.held, self.watch):
+            measure_after(parts, meters.main, self.world)
         if self.fine is not None and meters.fine is not None:
-            self.fine.finish(meters.fine)
+            self.fine.finish(meters.fine, self.world)
 
     def measure_floor(self, meters: Meters) -> None:
         """The noise floor of a floor step, in the first probed micro-batch; what moved."""
         if self.start is None or not self.train:
             return
         main = meters.main
-        path = Path(main.model, self.start.start, main.precision)
+        path = Path(main.model, self.start.start, main.precision, self.world)
         found = noise_floor(path, main.score, self.train[0])
         self.checks |= dict(zip(("floor", "bias", "floor_rows"), found, strict=True))
         self.checks["moved_share"] = moved_share(path)
@@ -180,22 +182,23 @@ def measure_before_step(
     if m.dropout_off or cadence.fraction < 1 or scorer is not meters.training:
         same = False
     elif loss_forward_is_before is None or cadence.checks(m.step):
-        same = all(_same(scorer.measure(r.inputs), r.stats) for r in records)
+        own = [_same(scorer.measure(r.inputs), r.stats) for r in m.world.deal(records)]
+        same = all(m.world.collect(own))
     else:
         same = loss_forward_is_before
         if same:
-            for r in records:
+            for r in m.world.deal(records):
                 scorer.put(r.inputs, r.stats)
     m.loss_forward_is_before = same
-    own = [(r.inputs, r.batch) for r in records]
+    step = [(r.inputs, r.batch) for r in records]
     chosen = [
         choose(inputs, batch, cadence.seed, m.step, index, cadence.fraction)
-        for index, (inputs, batch) in enumerate([*own, *held_out])
+        for index, (inputs, batch) in enumerate([*step, *held_out])
     ]
-    probed = measure_before(chosen, scorer)
-    m.train, m.held = probed[: len(own)], probed[len(own) :]
+    kinds = (chosen[: len(step)], chosen[len(step) :])
+    m.train, m.held = measured_before(kinds, scorer, m.world)
     watched = [Chosen(inputs, batch, None, 1.0) for inputs, batch in fixed]
-    m.watch = measure_before(watched, scorer)
+    [m.watch] = measured_before([watched], scorer, m.world)
     if meters.fine is not None:
         m.fine = FineRows.choose(m.train, cadence.seed, m.step, meters.fine)
     return same
@@ -210,18 +213,21 @@ def run_checks(
     audited: bool = True,
 ) -> None:
     """The repeat check and the gradient audit of a floor step, at theta, before it moves."""
+    world = measurement.world
     repeats = [
         (meters.main.fresh(p.source).rows(p.within).entropy - p.before.entropy)[p.batch.mask]
         for p in measurement.train
+        if p.source is not None
     ]
-    pairs = [(r.inputs, r.grad) for r in window.records]
+    pairs = [(r.inputs, r.grad) for r in world.deal(window.records)]
     if audited:
-        audit, kappa = gradient_audit(meters.training, pairs, kappa, optimizers)
+        audit, kappa = gradient_audit(meters.training, pairs, kappa, optimizers, world)
     else:
         audit, kappa = NAN, NAN if kappa is None else kappa
     if measurement.dropout_off:
         audit = NAN  # the audit's own pass cannot draw the loss forward's dropout again
-    repeat = max((float(r.abs().max()) for r in repeats if len(r)), default=NAN)
+    largest = world.collect([float(r.abs().max()) if len(r) else NAN for r in repeats])
+    repeat = max((r for r in largest if r == r), default=NAN)
     measurement.checks = {"repeat_max": repeat, "gradient_audit": audit, "kappa": kappa}
 
 
@@ -258,8 +264,10 @@ def write_token_rows(
 ) -> None:
     """The probed rows of the step, then its held-out rows (micro numbers follow on).
 
-    numbers: the micro-batch number of the index-th of this process.
+    numbers: the micro-batch number of the index-th of this process. Of several ranks that share
+    their records each writes the micro-batches that are its own.
     """
+    owns = measurement.world.owns
 
     def write(columns: to_rows.Columns) -> None:
         known = set(writer.token_columns)
@@ -270,6 +278,8 @@ def write_token_rows(
         size, width = r.batch.mask.shape
         own = {k: v[first : first + size, :width] for k, v in predicted.items()}
         first += size
+        if not owns(index):
+            continue
         grad, weight, flags = r.grad, r.weight, r.flags
         influence = result.influence[index] if result else {}
         if part.rows is not None:
@@ -280,7 +290,10 @@ def write_token_rows(
         deep = {**influence, **(result.path[index] if result else {})}
         deep |= measurement.fine.column(part) if measurement.fine else {}
         write(to_rows.token_columns(step, numbers(index), part, grad, weight, flags, own, deep))
-    for index, part in enumerate(measurement.held, start=len(window.records)):
+    for number, part in enumerate(measurement.held):
+        if not owns(number):
+            continue
+        index = len(window.records) + number
         idle = torch.zeros_like(part.before.logp)
         flags = torch.full_like(part.batch.mask, HELD_OUT, dtype=torch.uint8)
         own = predict_held_out(window, part.batch, part.before, measurement.lr)

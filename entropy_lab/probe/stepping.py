@@ -129,6 +129,7 @@ class Stepping:
                 "the probe cannot measure optimizer.step(closure): run backward, then plain step()"
             )
         self.window.keep_pushed()
+        self.window.share(self._around.world)
         if not self.window.records:
             return
         scale = self.replicas.size * (1.0 if self.loss_scale is None else self.loss_scale())
@@ -136,7 +137,9 @@ class Stepping:
             self.window.divide(scale)
         if not self.window.finite():
             self.guard.note("not_finite", self.step, "the loss has NaN or infinite gradients")
-        self._measurement = m = StepMeasurement(self.step, self.learning_rate())
+        self._measurement = m = StepMeasurement(
+            self.step, self.learning_rate(), world=self._around.world
+        )
         if self.cadence.probes(self.step) and not self.window.spoiled:
             kappa = self._notes.get("kappa")
             self._around.before(m, self.window, self._held_out, self._fixed, kappa)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from entropy_lab.probe.optimizers import Optimizers, loss_scale_left, owners
 from entropy_lab.probe.path import Named
+from entropy_lab.probe.world import ALONE, World
 from entropy_lab.stats.moments import accumulation
 
 SUPPORTED = "SGD (momentum, dampening), Adam and AdamW"
@@ -74,29 +75,36 @@ def check_supported(optimizer: torch.optim.Optimizer) -> None:
                 )
 
 
-def before_step(model: nn.Module, optimizers: Optimizers) -> Before:
+def before_step(model: nn.Module, optimizers: Optimizers, world: World = ALONE) -> Before:
     """Copies of the first moments and of the gradients as they enter the optimizers."""
     first: dict[str, Tensor | None] = {}
     clipped: Named = {}
     owner = owners(optimizers)
     left = {o: loss_scale_left(o) for o in optimizers}
-    for name, p in _trained(model):
+    trained = world.trained(model)
+    for name, p in trained.items():
         optimizer = owner[p][0] if p in owner else None
         key = "momentum_buffer" if isinstance(optimizer, torch.optim.SGD) else "exp_avg"
         moment = optimizer.state.get(p, {}).get(key) if optimizer else None
-        first[name] = None if moment is None else _copy(moment)
-        clipped[name] = _copy(torch.zeros_like(p) if p.grad is None else p.grad)
+        first[name] = None if moment is None else _copy(world.part(moment))
+        clipped[name] = _copy(world.part(torch.zeros_like(p) if p.grad is None else p.grad))
         if optimizer is not None and left[optimizer] != 1:
             clipped[name] /= left[optimizer]
-    pushed = frozenset(n for n, p in _trained(model) if p.grad is not None)
+    pushed = frozenset(n for n, p in trained.items() if p.grad is not None)
     return Before(first, clipped, pushed)
 
 
-def after_step(model: nn.Module, optimizers: Optimizers, before: Before, start: Named) -> Update:
+def after_step(
+    model: nn.Module,
+    optimizers: Optimizers,
+    before: Before,
+    start: Named,
+    world: World = ALONE,
+) -> Update:
     """The parts of the step that was just taken; `start` holds theta from before it."""
     owner = owners(optimizers)
     update = Update(clipped=before.clipped)
-    for name, p in _trained(model):
+    for name, p in world.trained(model).items():
         if p not in owner or name not in before.pushed:
             zero = torch.zeros_like(before.clipped[name])
             values = (zero, zero, zero, zero, zero)
@@ -104,6 +112,7 @@ def after_step(model: nn.Module, optimizers: Optimizers, before: Before, start: 
             optimizer, group = owner[p]
             part = _sgd if isinstance(optimizer, torch.optim.SGD) else _adam
             state = optimizer.state.get(p, {})
+            state = {k: world.part(v) if isinstance(v, Tensor) else v for k, v in state.items()}
             theta = start[name].to(p.device, before.clipped[name].dtype)
             values = part(group, state, before.first[name], before.clipped[name], theta)
         update.put(name, values)

@@ -13,9 +13,11 @@ from torch import Tensor
 from entropy_lab.probe.inputs import join_rows, take_rows
 from entropy_lab.probe.sampling import sampled_count, sampled_rows
 from entropy_lab.probe.scorer import Scorer
+from entropy_lab.probe.world import World
 from entropy_lab.types import NOT_SCORABLE, TRUNCATED, TokenBatch, TokenGrad, TokenStats
 
 Watched = tuple[Tensor, Tensor]
+Told = tuple[TokenBatch, TokenStats, TokenGrad, Tensor, Tensor]
 
 
 class MicroRecord:
@@ -43,6 +45,18 @@ class MicroRecord:
         self._handles = [logp.register_hook(self._adder(self.grad.grad_logp))]
         if entropy.requires_grad:
             self._handles.append(entropy.register_hook(self._adder(self.grad.grad_entropy)))
+
+    @classmethod
+    def of_another_rank(cls, told: Told) -> MicroRecord:
+        """What `told` says of a micro-batch that another process has recorded; inputs are None."""
+        record = cls.__new__(cls)
+        record.inputs, record.pushed, record.error, record._handles = None, True, "", []
+        record.batch, record.stats, record.grad, record.weight, record.flags = told
+        return record
+
+    def told(self) -> Told:
+        """All that other ranks need to know of it."""
+        return (self.batch, self.stats, self.grad, self.weight, self.flags)
 
     def _adder(self, into: Tensor):  # the hook returns None, so the gradient is left alone
         def add(gradient: Tensor | None) -> None:
@@ -142,6 +156,16 @@ class Window:
         parts = [g[r.batch.mask] for r in self.records for g in vars(r.grad).values()]
         return bool(torch.stack([p.isfinite().all() for p in parts]).all())
 
+    def share(self, world: World) -> None:
+        """Let every rank know the records of all, in the order of one process's."""
+        if world.size > 1:
+            own = iter(self.records)
+            told = world.collect([r.told() for r in self.records])
+            self.records = [
+                next(own) if world.owns(i) else MicroRecord.of_another_rank(t)
+                for i, t in enumerate(told)
+            ]
+
     def batch(self) -> TokenBatch:
         return TokenBatch.cat([r.batch for r in self.records])
 
@@ -168,7 +192,8 @@ class Probed:
 
     rows: sorted indices (B',) into the micro-batch, None for all; inclusion_prob: the chance that
     each response of the micro-batch had to be among them. source, within: what both passes run on
-    and where these rows stand in it; sampled rows of several micro-batches share one pass.
+    and where these rows stand in it; sampled rows of several micro-batches share one pass. Of
+    another rank's micro-batch only the numbers are known: inputs and source are None.
     """
 
     inputs: Any
@@ -256,6 +281,33 @@ def measure_before(chosen: Sequence[Chosen], scorer: Scorer) -> list[Probed]:
             out.append(Probed(*c, source, within, before=stats))
             start += len(c.batch.mask)
     return out
+
+
+def measured_before(
+    kinds: Sequence[Sequence[Chosen]], scorer: Scorer, world: World
+) -> list[list[Probed]]:
+    """`measure_before` of several kinds of rows, each kind dealt to the ranks and known to all."""
+    own = [world.deal(chosen) for chosen in kinds]
+    probed = iter(measure_before([c for chosen in own for c in chosen], scorer))
+    out = []
+    for chosen, mine in zip(kinds, own, strict=True):
+        parts = [next(probed) for _ in mine]
+        stats = world.collect([p.before for p in parts])
+        here = iter(parts)
+        out.append(
+            [
+                next(here) if world.owns(i) else Probed(*c._replace(inputs=None), None, slice(0), s)
+                for i, (c, s) in enumerate(zip(chosen, stats, strict=True))
+            ]
+        )
+    return out
+
+
+def measure_after(parts: Sequence[Probed], scorer: Scorer, world: World) -> None:
+    """Second pass over the rows of one kind, by the ranks that measured them before."""
+    own = [p.measure(scorer) for p in parts if p.source is not None]
+    for part, stats in zip(parts, world.collect(own), strict=True):
+        part.after = stats
 
 
 def _passes(chosen: Sequence[Chosen]) -> Iterator[list[Chosen]]:

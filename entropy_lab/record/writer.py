@@ -43,7 +43,8 @@ class RunWriter:
     depends on the rows alone; with "drop" the token rows of a window are dropped instead of
     waiting, counted in run.json, and `tokens_through` is what happens to be durable.
     `measured`: only these float columns of the profile, see token_schema.
-    Ranks above 0 write tokens/ and samples/ only.
+    Ranks above 0 write tokens/ and samples/ only. agreed: makes of a rank's tokens_through that of
+    all ranks, each of which calls it at every commit and flush.
 
     After rewind(run_dir, s), where s is a step that ended with flush(), a new writer with equal
     settings that is given the same rows produces the same bytes as one that never stopped.
@@ -67,6 +68,7 @@ class RunWriter:
         flush_rows: int = 1 << 20,
         queue_size: int = 2,
         on_full: Literal["block", "drop"] = "block",
+        agreed: Callable[[int | None], int | None] = lambda through: through,
     ) -> None:
         limits = {"flush_steps": flush_steps, "flush_rows": flush_rows, "queue_size": queue_size}
         for name, value in limits.items():
@@ -78,6 +80,7 @@ class RunWriter:
             raise ValueError("on_full='drop' is for rank 0: each rank would drop other windows")
         self.run_dir = Path(run_dir)
         self._rank, self._limits, self._drop = rank, limits, on_full == "drop"
+        self._agreed = agreed
         names = profile_predictors(profile) if predictors is None else predictors
         footer = _footer({"estimators": ",".join(names), **(meta or {})})
         schema = token_schema(profile, predictors, extra, deep, measured)
@@ -169,8 +172,9 @@ class RunWriter:
         window, limits = self._window, self._limits
         due = window.n_steps >= limits["flush_steps"] or window.n_rows >= limits["flush_rows"]
         self._collect(wait=due and not self._drop)
+        through = self._agreed(self._tokens_through)
         if self._metrics is not None:
-            line = {**metrics, "step": step, "tokens_through": self._tokens_through}
+            line = {**metrics, "step": step, "tokens_through": through}
             self._try(partial(self._metrics.append, line))
         self._last_step = step
         if due:
@@ -187,6 +191,7 @@ class RunWriter:
         if self._window.n_steps:
             self._hand_over()
         self._try(self._background.wait_all)
+        self._agreed(self._last_step)
         if self._metrics is not None:
             self._try(self._metrics.sync)
         self._under_way.clear()

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from entropy_lab.errors import RunError
+from entropy_lab.probe.world import ALONE, Alone
+from entropy_lab.train.optimizer_state import restore_optimizer, split_optimizer
 from entropy_lab.train.tensor_files import (
     Sum,
     file_digest,
@@ -44,6 +46,7 @@ def save_checkpoint(
     *,
     tokenizer: Any = None,
     score: float | None = None,
+    world: Alone = ALONE,
 ) -> Path:
     """Write KIND/step-NNNNNN under the run; a name appears only when all of it is on disk.
 
@@ -51,11 +54,20 @@ def save_checkpoint(
     with it, the configuration and it are written beside the weights, so that the folder is a model
     for transformers' `from_pretrained`. keep: how many of the newest stay (0: all), and the one of
     the highest `score` with them. Raises RunError where the disk refuses.
+
+    Of several processes all have to come here, with the whole `model` filled; rank 0 writes what
+    one process would have written, and the others wait for it. Sharded moments are put together
+    one tensor at a time. So a checkpoint knows nothing of the number of ranks, loads on any, is a
+    model for `from_pretrained`, and is safetensors throughout: torch.distributed.checkpoint keeps
+    the layout of its files in a pickle, which is never read here from a run directory.
     """
     folder = Path(run_dir) / kind
     final = folder / f"step-{step:06d}"
     partial = folder / f"{final.name}.tmp"
-    optimizer_tensors, optimizer_json = _split_optimizer(optimizer)
+    optimizer_tensors, optimizer_json = split_optimizer(optimizer, keep=world.rank == 0)
+    if world.rank:
+        world.told(None)
+        return final
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -74,6 +86,7 @@ def save_checkpoint(
         raise RunError(f"cannot write the checkpoint {final}: {e.strerror or e}") from e
     if keep:
         _prune(folder, keep)
+    world.told(None)
     return final
 
 
@@ -154,8 +167,15 @@ def load_checkpoint(
     parts = [read_tensors(path / n) for n in names if n.startswith(_MODEL)]
     _load_model(path, model, {k: t for part in parts for k, t in part.items()})
     if optimizer is not None:
-        _load_optimizer(path, optimizer, read_tensors(path / _OPTIMIZER), document["optimizer"])
+        load_optimizer(path, optimizer)
     return document["state"], _copies(read_tensors(path / _EXTRA)) if _EXTRA in names else {}
+
+
+def load_optimizer(path: str | Path, optimizer: torch.optim.Optimizer) -> None:
+    """Restore the optimizer of a checkpoint that `load_checkpoint` has found whole."""
+    path = Path(path)
+    tensors = read_tensors(path / _OPTIMIZER)
+    restore_optimizer(path, optimizer, tensors, _read_state(path)["optimizer"])
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -207,45 +227,6 @@ def _unaliased(state: dict[str, Tensor]) -> dict[str, Tensor]:
             kept[name] = tensor
         seen.add(key)
     return kept
-
-
-def _split_optimizer(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    saved = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, values in saved["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                plain.setdefault(str(index), {})[name] = value
-    return tensors, {"state": plain, "param_groups": saved["param_groups"]}
-
-
-def _load_optimizer(
-    path: Path,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    document: dict[str, Any],
-) -> None:
-    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in document["state"].items()}
-    if all(p.device.type == "cpu" for group in optimizer.param_groups for p in group["params"]):
-        tensors = _copies(tensors)  # a device takes copies anyway
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    current = optimizer.state_dict()["param_groups"]
-    sizes = [len(g["params"]) for g in current]
-    if sizes != [len(g["params"]) for g in document["param_groups"]]:
-        raise RunError(f"{path} was saved from an optimizer with other parameter groups")
-    # JSON has no tuples; AdamW's betas go back to what this optimizer uses.
-    groups = [
-        {k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in saved.items()}
-        for now, saved in zip(current, document["param_groups"], strict=True)
-    ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _load_model(path: Path, model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -113,10 +113,17 @@ def choose_groups(draws: Sequence[Scored], wanted: int) -> Scored:
 
 
 def log_samples(parts: Parts, scored: Scored, steps: list[list[Micro]], rollout: int) -> None:
-    """Write the rows of the samples table: what is trained on, then what was left out."""
-    probe = parts.probe
-    probe.samples(sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step))
-    if scored.left_out is not None:
+    """Write the rows of the samples table: what is trained on, then what was left out.
+
+    Of several ranks each writes those of its own micro-batches, the first one what was left out.
+    """
+    probe, world = parts.probe, parts.world
+    rows = sample_rows(scored, steps, probe.inclusion_prob, rollout, probe.step)
+    if world.size > 1:
+        own = [i for i, micro in enumerate(rows["micro"].tolist()) if world.owns(micro)]
+        rows = {name: [values[i] for i in own] for name, values in rows.items()}
+    probe.samples(rows)
+    if scored.left_out is not None and world.rank == 0:
         first, groups = len(scored.problems), parts.rules.groups
         probe.samples(left_out_rows(scored.left_out, rollout, probe.step, first, groups))
 

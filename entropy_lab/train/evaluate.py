@@ -29,7 +29,9 @@ def evaluate_if_due(parts: Parts, run_dir: Path, progress: Progress) -> float:
         return 0.0
     started = time.perf_counter()
     rows = evaluate(parts, parts.probe.step)
-    write_evals(run_dir, rows)
+    if parts.world.rank == 0:
+        write_evals(run_dir, rows)
+    parts.world.told(None)  # the score of a checkpoint reads them
     progress.evaluated(rows)
     return time.perf_counter() - started
 
@@ -38,19 +40,22 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
     """The rows of evals.parquet for the present weights, after `step` optimizer steps.
 
     `samples` responses to each problem of the task's benchmarks: held-out problems, or those of
-    its validation files; a pure function of weights, settings and run.seed.
+    its validation files; a pure function of weights, settings and run.seed. Several ranks share
+    the portions, each of which has a seed of its own.
     """
     config, e = parts.config, parts.config.eval
     who = examinee(config, parts.model, parts.tokenizer, parts.engine, parts.rewarder)
     max_tokens = e.max_tokens or config.rollout.max_tokens
     how = Sampling(e.samples, e.temperature, e.top_p, max_tokens, config.run.seed)
-    found = []
+    found, world = [], parts.world
+    world.fill()
+    world.at("an evaluation")
     for name, problems in parts.source.benchmarks(e.problems).items():
-        rows = [
-            row
-            for first, last in portions(problems, e.samples, who.batch)
-            for row in ask(who, problems, first, last, how, step)
+        asked = [
+            ask(who, problems, first, last, how, step)
+            for first, last in world.deal(list(portions(problems, e.samples, who.batch)))
         ]
+        rows = [row for portion in world.collect(asked) for row in portion]
         found += summary(name, step, rows, how, chosen_k(e))
     return found
 

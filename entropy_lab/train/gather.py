@@ -13,9 +13,10 @@ from torch import Tensor
 from entropy_lab.interventions import Intervention
 from entropy_lab.loss import CorrectionLevel, sampler_weight
 from entropy_lab.probe.scorer import Scorer
+from entropy_lab.probe.world import ALONE, Alone, measured_by_all
 from entropy_lab.stats import state_hash
 from entropy_lab.train.layout import Layout
-from entropy_lab.train.policy import Micro, model_inputs
+from entropy_lab.train.policy import Inputs, Micro, model_inputs
 from entropy_lab.train.rewards import Rewarder
 from entropy_lab.train.rollout import Responses
 from entropy_lab.train.tasks import Problem, prompt_text
@@ -118,6 +119,7 @@ def make_micros(
     step: int,
     minibatches: int,
     forward: Callable[[Any], TokenStats] | None = None,
+    world: Alone = ALONE,
 ) -> list[list[Micro]]:
     """The rollout's minibatches, consecutive responses each, as lists of micro-batches.
 
@@ -125,7 +127,8 @@ def make_micros(
     layout of the loss; advantages from the whole rollout. A response that is masked out of the loss
     has no token in `batch.mask`, so no mean counts it; its reward is in its group's baseline.
     forward: the loss forward, which serves as that pass of the first micro-batch, before whose loss
-    no weight moves. Only that one keeps its graph, so no more memory is needed than for one.
+    no weight moves. Only that one keeps its graph, so no more memory is needed than for one. Of
+    several ranks each measures its own micro-batches of every minibatch, and knows all.
     """
     responses, count = scored.responses, len(scored.reward)
     index = torch.arange(count, device=responses.token_id.device)
@@ -136,23 +139,28 @@ def make_micros(
         "reward": scored.reward,
     }
 
-    def micro(rows: Tensor | slice, age: int, first: bool) -> Micro:
-        part = rules.layout.cut(responses, rows)
-        inputs = model_inputs(part)
-        graph = forward(inputs) if forward is not None and first else None
-        old = scorer.measure(inputs) if graph is None else graph.detach()
+    def micro(
+        rows: Tensor | slice, part: Responses, inputs: Inputs, old: TokenStats, age: int
+    ) -> Micro:
         width = part.mask.shape[1]
         own = {k: v[rows, :width] if v.ndim == 2 else v[rows] for k, v in known.items()}
         own |= _measured(part, old, rules)
         batch = TokenBatch(token_id=part.token_id, **own, seed=seed, age=age, step=step + age)
-        return Micro(inputs, batch, graph)
+        return Micro(inputs, batch)
 
     size = count // minibatches
     steps = [rules.layout.micros(responses, a, a + size) for a in range(0, count, size)]
-    made = [
-        [micro(rows, age, first=age == k == 0) for k, rows in enumerate(part)]
-        for age, part in enumerate(steps)
-    ]
+    made = []
+    for age, step_rows in enumerate(steps):
+        parts = [rules.layout.cut(responses, rows) for rows in step_rows]
+        inputs = [model_inputs(part) for part in parts]
+        graph = forward(inputs[0]) if forward is not None and age == 0 else None
+        first = [] if graph is None else [graph.detach()]
+        olds = first + measured_by_all(scorer, inputs[len(first) :], world)
+        told = zip(step_rows, parts, inputs, olds, strict=True)
+        made.append([micro(*four, age) for four in told])
+        if graph is not None:
+            made[0][0] = replace(made[0][0], forward=graph)
     return advantages(method, made)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -20,8 +20,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
+def stop_request(asked: Callable[[], None] | None = None) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request, the second into KeyboardInterrupt.
+
+    asked: called with the first, instead of the line that says what happens now.
 
     Outside the main thread signals cannot be taken over; the request then never becomes true.
     """
@@ -34,6 +36,9 @@ def stop_request() -> Iterator[StopRequest]:
         if request.asked:
             raise KeyboardInterrupt
         request.asked = True
+        if asked is not None:
+            asked()
+            return
         print("stopping after this rollout; again to stop at once", file=sys.stderr, flush=True)
 
     numbers = (signal.SIGINT, signal.SIGTERM)

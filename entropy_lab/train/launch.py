@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
 from entropy_lab.probe.cost import reported
+from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
 from entropy_lab.record.manifest import update_info
 from entropy_lab.train.best import score_name
@@ -18,6 +21,13 @@ from entropy_lab.train.checkpoint import best_checkpoint, complete_checkpoints, 
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost
 from entropy_lab.train.dry_run import describe
+from entropy_lab.train.parallel import joined
+from entropy_lab.train.parallel.start import (
+    check_several,
+    rank_and_size,
+    ranks_of_run,
+    said_once,
+)
 from entropy_lab.train.pretrained import device_of
 from entropy_lab.train.schedule import scheduled_steps
 
@@ -29,6 +39,8 @@ _RESUMABLE = (
     "train.rollouts",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.parallel",
+    "train.hang_timeout",
     "tracker.name",
     "tracker.project",
     "rollout.max_prompt_tokens",
@@ -52,48 +64,97 @@ def run_training(
     path: a TOML file, None for the packaged demo; overrides: "section.key=value"; out: the run
     directory, by default runs/<run.name>, numbered where that is taken. resume: continue the run
     in `out` from its latest checkpoint with its own settings. dry_run: print what would be done.
-    Raises ConfigError for wrong settings, RunError where the directory is in the way or cannot be
-    written, KeyboardInterrupt after Ctrl-C (the run is saved).
+    Under torchrun every process calls this, with the same arguments. Raises ConfigError for wrong
+    settings, RunError where the directory is in the way or cannot be written, KeyboardInterrupt
+    after Ctrl-C (the run is saved).
     """
-    if resume:
-        return _resume(path, overrides, out, dry_run)
-    config = load_config(path, overrides)
+    with said_once():
+        found = _resumed(path, overrides, out) if resume else (load_config(path, overrides), out)
+        config = found[0]
+        if rank_and_size()[1] > 1:
+            check_several(config, rank_and_size()[1])
     if dry_run:
         print(describe(config, out or _default_out(config)))
+        if resume and out is not None:
+            run = open_run(out)
+            print(_continuation(run, _checkpoint(run, config), config))
         return out or _default_out(config)
-    run_dir = create_run(
-        out or _default_out(config),
-        saved(config.to_dict()),
-        seeds={"run": config.run.seed, "model": config.model.seed},
-        extra=_facts(config),
-    )
-    with run_lock(run_dir):
-        return _train(config, run_dir, None)
+    return _resume(config, Path(out or "")) if resume else _begin(config, out)
 
 
-def _resume(path: Path | None, overrides: list[str], out: Path | None, dry_run: bool) -> Path:
+def _begin(config: Config, out: Path | None) -> Path:
+    place = _Place()
+    with joined(config, place.mark) as world:
+
+        def make() -> Path:
+            return create_run(
+                out or _default_out(config),
+                saved(config.to_dict()),
+                seeds={"run": config.run.seed, "model": config.model.seed},
+                extra=_facts(config) | ranks_of_run({}, 0, world.size),
+            )
+
+        run_dir = place.path = world.told(make() if world.rank == 0 else None)
+        assert run_dir is not None
+        with run_lock(run_dir) if world.rank == 0 else nullcontext():
+            finished = _train(config, run_dir, None, world)
+    return _said(finished, run_dir)
+
+
+def _resumed(path: Path | None, overrides: list[str], out: Path | None) -> tuple[Config, Path]:
+    """The settings of the run to be continued."""
     if out is None:
         raise ConfigError("--resume needs --out DIR, the run directory to continue")
     if path is not None:
         raise ConfigError(f"--resume takes its settings from {out / 'run.json'}: leave {path} out")
+    return _saved_config(open_run(out), overrides), out
+
+
+def _resume(config: Config, out: Path) -> Path:
+    place = _Place(out)
+    with joined(config, place.mark) as world:
+        with run_lock(out) if world.rank == 0 else nullcontext():
+            found = world.told(_rewound(config, out, world.size) if world.rank == 0 else None)
+            assert found is not None
+            if not config.run.threads:
+                # Sums are split over threads: another number would change the last bits.
+                threads = open_run(out).info.get("threads")
+                torch.set_num_threads(int(threads or torch.get_num_threads()))
+            finished = _train(config, out, found[0], world)
+    return _said(finished, out)
+
+
+def _rewound(config: Config, out: Path, ranks: int) -> tuple[Path | None]:
+    """Cut the run back to its checkpoint, which is returned; the run is running then."""
     run = open_run(out)
-    config = _saved_config(run, overrides)
-    if dry_run:
-        print(describe(config, out))
-        print(_continuation(run, _checkpoint(run, config), config))
-        return out
-    with run_lock(out):
-        run = open_run(out)
-        checkpoint = _checkpoint(run, config)
-        step = _step(checkpoint) if checkpoint else 0
-        print(_continuation(run, checkpoint, config))
-        if not config.run.threads:
-            # Sums are split over threads: another number would change the last bits.
-            torch.set_num_threads(int(run.info.get("threads") or torch.get_num_threads()))
-        rewind(out, step - 1)
-        cut_checkpoints(out, step)
-        set_status(out, "running", config=saved(config.to_dict()))
-        return _train(config, out, checkpoint)
+    checkpoint = _checkpoint(run, config)
+    step = _step(checkpoint) if checkpoint else 0
+    print(_continuation(run, checkpoint, config))
+    rewind(out, step - 1)
+    cut_checkpoints(out, step)
+    facts = ranks_of_run(run.info, step, ranks)
+    set_status(out, "running", config=saved(config.to_dict()), **facts)
+    return (checkpoint,)
+
+
+@dataclass
+class _Place:
+    """Where the run is, once it is known; what the watch of several ranks does at their end."""
+
+    path: Path | None = None
+
+    def mark(self, status: str, first: bool) -> None:
+        if first and self.path is not None:
+            _mark(self.path, status)
+
+
+def _said(finished: bool, run_dir: Path) -> Path:
+    if not finished:
+        if rank_and_size()[0] == 0:
+            again = f"entropy-lab train --resume --out {run_dir}"
+            print(f"stopped and saved; continue with: {again}")
+        raise KeyboardInterrupt
+    return run_dir
 
 
 def is_ours(settings: dict[str, Any]) -> bool:
@@ -171,36 +232,42 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
+def _train(
+    config: Config, run_dir: Path, checkpoint: Path | None, world: Alone = ALONE
+) -> bool:
+    """Whether it has run to its end; one rank of several speaks and marks."""
     from entropy_lab.train.loop import train
     from entropy_lab.train.progress import Progress
 
-    if line := announced(config):
+    speaks = world.rank == 0
+    if speaks and (line := announced(config)):
         print(line)
     try:
-        with Progress(run_dir, config) as progress:
-            finished = train(config, run_dir, checkpoint, progress)
-    except KeyboardInterrupt:
-        _mark(run_dir, "interrupted")
+        with Progress(run_dir, config, None if speaks else Console(quiet=True)) as progress:
+            finished = train(config, run_dir, checkpoint, progress, world)
+    except BaseException as error:
+        world.abandon(error)
+        if speaks:
+            _give_up(error, run_dir, checkpoint)
         raise
-    except ConfigError:
+    if not speaks:
+        return finished
+    _tell_cost(config, run_dir)
+    if config.train.keep_best and (best := best_checkpoint(run_dir)):
+        print(f"best checkpoint by {score_name(config)}: {best[0]} ({best[1]:.4g})")
+    return finished
+
+
+def _give_up(error: BaseException, run_dir: Path, checkpoint: Path | None) -> None:
+    """What an error leaves of the directory."""
+    if isinstance(error, ConfigError):
         # Nothing was trained: the directory stays free for the corrected settings.
         if checkpoint is None and open_run(run_dir).last_step is None:
             for name in ("run.json", "metrics.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
-        else:
-            _mark(run_dir, "failed")
-        raise
-    except Exception:
-        _mark(run_dir, "failed")
-        raise
-    _tell_cost(config, run_dir)
-    if config.train.keep_best and (best := best_checkpoint(run_dir)):
-        print(f"best checkpoint by {score_name(config)}: {best[0]} ({best[1]:.4g})")
-    if not finished:
-        print(f"stopped and saved; continue with: entropy-lab train --resume --out {run_dir}")
-        raise KeyboardInterrupt
-    return run_dir
+            return
+    if isinstance(error, Exception | KeyboardInterrupt):
+        _mark(run_dir, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
 
 
 def _tell_cost(config: Config, run_dir: Path) -> None:

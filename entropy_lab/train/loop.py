@@ -17,6 +17,7 @@ from entropy_lab.interventions.base import State
 from entropy_lab.loss import TokenShare, policy_loss
 from entropy_lab.probe.alarm import CollapseAlarm
 from entropy_lab.probe.provisional import Provisional, take_influence
+from entropy_lab.probe.world import ALONE, Alone, measured_by_all
 from entropy_lab.train.best import checkpoint_score
 from entropy_lab.train.checkpoint import save_checkpoint
 from entropy_lab.train.config import Config
@@ -29,18 +30,25 @@ from entropy_lab.train.policy import Micro
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.replay_point import save_replay_point
 from entropy_lab.train.schedule import set_lr
-from entropy_lab.train.trackers import open_tracker
+from entropy_lab.train.trackers import open_tracker, untold
 from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
 
 
-def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Progress) -> bool:
+def train(
+    config: Config,
+    run_dir: Path,
+    checkpoint: Path | None,
+    progress: Progress,
+    world: Alone = ALONE,
+) -> bool:
     """Train as `config` says into `run_dir`, an existing run; True when it ran to its end.
 
     checkpoint: continue from there; the directory has been rewound to it. False means that the
     user asked to stop and everything is saved. A function of config, seeds and thread count:
-    equal ones give equal weights and rows on CPU, interrupted or not.
+    equal ones give equal weights and rows on CPU, interrupted or not. world: the processes that
+    train together, each of which calls this.
     """
-    parts, state, tensors = build(config, run_dir, checkpoint, progress)
+    parts, state, tensors = build(config, run_dir, checkpoint, progress, world)
     probe, minibatches = parts.probe, config.train.minibatches
     probe.log.alarm = CollapseAlarm.from_dict(state.get("alarm", {}))
     memory: State = state.get("method", parts.method.initial_state())
@@ -48,8 +56,8 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
         closing(parts.engine),
         parts.rewarder,
         probe,
-        stop_request() as stop,
-        open_tracker(config, run_dir, probe.step) as tracker,
+        stop_request(world.on_stop) as stop,
+        open_tracker(config if world.rank == 0 else untold(config), run_dir, probe.step) as tracker,
     ):
         tensors = fix_probe_set(parts, tensors)
         time_eval = 0.0 if state else evaluate_if_due(parts, run_dir, progress)
@@ -80,12 +88,12 @@ def train(config: Config, run_dir: Path, checkpoint: Path | None, progress: Prog
                 started, time_eval = now, 0.0
                 tracker.step(metrics)
                 progress.step(metrics, probe.step, config.train.rollouts * minibatches)
-            last = rollout + 1 == config.train.rollouts
-            if last or stop or is_every(rollout + 1, config.train.checkpoint_every):
+            last, stopped = rollout + 1 == config.train.rollouts, world.asked(stop)
+            if last or stopped or is_every(rollout + 1, config.train.checkpoint_every):
                 state = {"rollout": rollout + 1, "drawn": parts.drawn}
                 state |= {"alarm": probe.log.alarm.to_dict(), "method": memory}
                 save(parts, run_dir, state, tensors)
-            if stop and not last:
+            if stopped and not last:
                 probe.close("interrupted")
                 return False
     return True
@@ -97,6 +105,8 @@ def save(parts: Parts, run_dir: Path, state: dict[str, Any], tensors: dict[str, 
     With adapters it is no model folder: transformers would leave their layers at random.
     """
     parts.probe.flush()
+    parts.world.fill()
+    parts.world.at("a checkpoint")
     step = parts.probe.step
     save_checkpoint(
         run_dir,
@@ -108,6 +118,7 @@ def save(parts: Parts, run_dir: Path, state: dict[str, Any], tensors: dict[str, 
         parts.config.train.keep_checkpoints,
         tokenizer=None if parts.config.model.lora_rank else parts.tokenizer,
         score=checkpoint_score(parts.config, run_dir, step),
+        world=parts.world,
     )
 
 
@@ -131,7 +142,7 @@ def update(
 
     memory: the method's, for this step; returns the one after it.
     """
-    config, probe, method = parts.config, parts.probe, parts.method
+    config, probe, method, world = parts.config, parts.probe, parts.method, parts.world
     set_lr(parts.optimizer, config, probe.step)
     stats, batches = known_stats(parts, micros), [m.batch for m in micros]
     forwards = [m.forward for m in micros]
@@ -139,11 +150,16 @@ def update(
     if "influence_marginal" in method.needs and not empty:
         forwards, batches, memory = look_ahead(parts, micros, memory)
     plans = no_plans(batches) if empty else plan_step(method, batches, stats, memory)
-    for micro, batch, known, (plan, share) in zip(micros, batches, forwards, plans, strict=True):
+    world.empty()
+    world.at("the update")
+    for micro, batch, known, (plan, share) in world.deal(
+        list(zip(micros, batches, forwards, plans, strict=True))
+    ):
         forward = probe.record(micro.inputs, batch, known)
         out = policy_loss(forward, batch, plan, share)
         probe.annotate(weight=plan.weight, flags=out.flags)
         out.loss.backward()
+    world.sum_gradients(parts.params, lambda: probe.meters.forward(micros[0].inputs))
     grad_norm, kappa = clip(parts.params, config.optimizer.clip_norm)
     if not math.isfinite(grad_norm):
         raise RunError(
@@ -185,7 +201,8 @@ def known_stats(parts: Parts, micros: list[Micro]) -> list[TokenStats] | None:
     """The no-grad pass at the present weights that a method reads; the probe shares it."""
     if not parts.method.needs - {"influence_marginal"}:
         return None
-    return [parts.probe.scorer.measure(m.inputs) for m in micros]
+    parts.world.fill()
+    return measured_by_all(parts.probe.scorer, [m.inputs for m in micros], parts.world)
 
 
 def gathered(
@@ -214,7 +231,8 @@ def fix_probe_set(parts: Parts, tensors: dict[str, Tensor]) -> dict[str, Tensor]
 def clip(params: list[nn.Parameter], max_norm: float) -> tuple[float, float]:
     """Clip the gradient to `max_norm` (0: off); returns its norm before and kappa, the factor."""
     limit = max_norm or float("inf")
-    norm = float(nn.utils.clip_grad_norm_(params, limit))
+    total: Any = nn.utils.clip_grad_norm_(params, limit)
+    norm = float(total.full_tensor() if hasattr(total, "full_tensor") else total)
     return norm, min(1.0, limit / (norm + 1e-6))
 
 

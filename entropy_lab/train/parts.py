@@ -14,15 +14,18 @@ from torch.nn.functional import pad
 from entropy_lab.errors import ConfigError, RunError, nearest
 from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
-from entropy_lab.probe.scorer import active_dropout
+from entropy_lab.probe.scorer import Score, active_dropout
+from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.agreement import check_agreement
-from entropy_lab.train.checkpoint import load_checkpoint
+from entropy_lab.train.checkpoint import load_checkpoint, load_optimizer
 from entropy_lab.train.config import Config
 from entropy_lab.train.draws import draw_prompts
 from entropy_lab.train.gather import Rules, Scored, make_micros, score_responses
 from entropy_lab.train.layout import Layout
 from entropy_lab.train.model import load_model
+from entropy_lab.train.notes import notes
+from entropy_lab.train.parallel.sampling import sample_together
 from entropy_lab.train.policy import Micro, make_score
 from entropy_lab.train.progress import Progress
 from entropy_lab.train.prompts import encode_prompt
@@ -30,14 +33,14 @@ from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rewards import Rewarder, make_rewarder
 from entropy_lab.train.rollout import ENGINES, Responses, RolloutEngine
 from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
-from entropy_lab.train.trainable import lost_to_rounding
 
 
 @dataclass
 class Parts:
     """What a run is made of, built once from its settings.
 
-    drawn: how many problems each stream has given so far, part of the state of a run.
+    model: what samples and measures; params: what the optimizer moves. drawn: how many problems
+    each stream has given so far, part of the state of a run. world: the processes of the run.
     """
 
     config: Config
@@ -51,6 +54,7 @@ class Parts:
     probe: Probe
     rewarder: Rewarder
     drawn: dict[str, int] = field(default_factory=dict)
+    world: Alone = ALONE
 
     @cached_property
     def source(self) -> Source:
@@ -74,7 +78,10 @@ class Parts:
         config = self.config
         problems, ids, facts = draw_prompts(self, prompts, name, number)
         seed, most = sampling_seed(config.run.seed, name, number), config.rollout.max_tokens
-        responses = self.engine.generate(
+        self.world.fill()
+        self.world.at("sampling")
+        ask = partial(
+            self.engine.generate,
             self.model,
             ids,
             n=config.rollout.group_size,
@@ -82,9 +89,20 @@ class Parts:
             temperature=config.rollout.temperature,
             seed=seed,
         )
-        scored = score_responses(
-            responses, problems, self.rewarder, self.tokenizer, max_tokens=most, seed=seed
+        responses = ask() if self.world.size == 1 else sample_together(self.world, ask, len(ids))
+        grade = partial(
+            score_responses,
+            responses,
+            problems,
+            self.rewarder,
+            self.tokenizer,
+            max_tokens=most,
+            seed=seed,
         )
+        # By one rank: a reward of the user's may depend on all that it is asked at once.
+        self.world.at("the rewards")
+        scored = self.world.told(grade() if self.world.rank == 0 else None)
+        assert scored is not None
         reward = scored.reward
         if config.rollout.truncated == "zero":
             # A penalty stays: being cut off must not pay more than being almost cut off.
@@ -115,6 +133,7 @@ class Parts:
         where they are not the trainer's.
         """
         rules = self.rules
+        self.world.fill()
         if watched:
             rules = rules._replace(mask_truncated=False, correction=None)
         if rules.correction is not None and scored.responses.logp is None:
@@ -123,7 +142,7 @@ class Parts:
                 f'{self.config.rollout.engine!r} does not give: set it to "none"'
             )
         # A method that reads statistics, or dropout, wants a pass without gradients of its own.
-        own = bool(self.method.needs) or bool(active_dropout(self.model))
+        own = bool(self.method.needs) or bool(active_dropout(self.model)) or self.world.size > 1
         steps = make_micros(
             scored,
             self.probe.scorer,
@@ -134,6 +153,7 @@ class Parts:
             step=self.probe.step,
             minibatches=minibatches,
             forward=None if own or watched else self.probe.meters.forward,
+            world=self.world,
         )
         if scored.responses.logp is not None:
             check_agreement(scored.responses, old_logp_of(scored.responses, steps), self.engine)
@@ -141,7 +161,11 @@ class Parts:
 
 
 def build(
-    config: Config, run_dir: Path, checkpoint: Path | None, progress: Progress
+    config: Config,
+    run_dir: Path,
+    checkpoint: Path | None,
+    progress: Progress,
+    world: Alone = ALONE,
 ) -> tuple[Parts, dict[str, Any], dict[str, Tensor]]:
     """The parts of a run, with the state and tensors of `checkpoint` where there is one."""
     if config.run.threads:
@@ -150,17 +174,31 @@ def build(
     method = make_method(config.method.name, **config.method.params)
     engine = ENGINES[config.rollout.engine](config)
     rewarder = make_rewarder(config.reward, task)
-    model, tokenizer = load_model(config, progress.warmup)
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(config, params)
-    for line in notes(config, model, params):
+    world.at("the making of the model")
+    model, tokenizer = world.in_turn(lambda: load_model(config, progress.warmup))
+    for line in notes(config, model, [p for p in model.parameters() if p.requires_grad], world):
         progress.say(line)
-    state, tensors = load_checkpoint(checkpoint, model, optimizer) if checkpoint else ({}, {})
+    state, tensors = load_checkpoint(checkpoint, model) if checkpoint else ({}, {})
     tensors = on_device(tensors, model)
-    probe = make_probe(config, run_dir, model, optimizer, state.get("step", 0))
+    scoring = partial(
+        make_score,
+        temperature=config.rollout.temperature,
+        autocast=config.model.autocast,
+        tiled=config.train.tiled_head,
+    )
+    model, learner, loss_score = world.prepare(model, scoring)
+    params = [p for p in learner.parameters() if p.requires_grad]
+    optimizer = make_optimizer(config, params)
+    if checkpoint:
+        load_optimizer(checkpoint, optimizer)
+    world.attach(optimizer)
+    probe = make_probe(
+        config, run_dir, model, optimizer, scoring(model), state.get("step", 0), world, loss_score
+    )
     parts = Parts(
         config, task, method, model, tokenizer, params, optimizer, engine, probe, rewarder
     )
+    parts.world = world
     parts.drawn.update(state.get("drawn", {}))
     try:
         read_data(parts, run_dir, state, progress)
@@ -186,24 +224,6 @@ def on_device(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     """A checkpoint's tensors, which are read into main memory, where the model is."""
     device = next(model.parameters()).device
     return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def notes(config: Config, model: nn.Module, params: list[nn.Parameter]) -> list[str]:
-    """What to know about the trained parameters: how many of how many, where some are frozen, and
-    where half-precision weights are too coarse for the steps of AdamW."""
-    lines = []
-    trained, every = (sum(p.numel() for p in ps) for ps in (params, model.parameters()))
-    if trained < every:
-        lines.append(f"trained: {trained:,} of {every:,} parameters")
-    lr = config.optimizer.lr
-    lost = lost_to_rounding(params, lr) if lr and config.optimizer.name == "adamw" else 0.0
-    if lost >= 0.5:
-        lines.append(
-            f"model.dtype = bfloat16: a step of optimizer.lr = {lr:g} is lost to rounding in "
-            f"{lost:.0%} of the weights; model.dtype = float32 with model.autocast = bfloat16 "
-            "keeps it"
-        )
-    return lines
 
 
 def check_best_on(parts: Parts) -> None:
@@ -242,16 +262,21 @@ def make_optimizer(config: Config, params: list[nn.Parameter]) -> torch.optim.Op
 
 
 def make_probe(
-    config: Config, run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int
+    config: Config,
+    run_dir: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    score: Score,
+    step: int,
+    world: Alone = ALONE,
+    loss_score: Score | None = None,
 ) -> Probe:
     p = config.probe
     return Probe(
         model,
         optimizer,
         run_dir,
-        make_score(
-            model, config.rollout.temperature, config.model.autocast, config.train.tiled_head
-        ),
+        score,
         every=p.every if p.enabled else 0,
         fraction=p.fraction,
         floor_every=p.floor_every,
@@ -269,4 +294,6 @@ def make_probe(
         strict=True,
         tell_cost=False,
         on_alarm=None,
+        world=world,
+        loss_score=loss_score,
     )

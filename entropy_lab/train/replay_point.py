@@ -21,8 +21,17 @@ def save_replay_point(
     tensors = {k: v for i, part in enumerate(steps) for k, v in pack(part, f"age{i}").items()}
     state = {"rollout": rollout, "minibatches": len(steps), "method": dict(memory)}
     keep = parts.config.train.keep_replays
+    parts.world.fill()
     save_checkpoint(
-        run_dir, parts.probe.step, parts.model, parts.optimizer, state, tensors, keep, "replay"
+        run_dir,
+        parts.probe.step,
+        parts.model,
+        parts.optimizer,
+        state,
+        tensors,
+        keep,
+        "replay",
+        world=parts.world,
     )
 
 

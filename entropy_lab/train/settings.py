@@ -163,6 +163,9 @@ class TrainConfig:
     number the newest ones and the best by keep_best: "reward", the mean of the last 10 rollouts,
     or "avg_at_k", the evaluation of these weights on the benchmark best_on ("": mean of all).
     replay_every: rollouts between two replay points (0: none), for `audit --replay`.
+    Of several processes (torchrun) "ddp", which is "auto", keeps a whole model in each; "fsdp"
+    splits weights, gradients and optimizer state (FSDP2). hang_timeout: seconds without progress
+    after which a rank counts as hung, above the longest call of a reward.
     """
 
     rollouts: Positive = 60
@@ -178,6 +181,8 @@ class TrainConfig:
     best_on: str = ""
     replay_every: Count = 0
     keep_replays: Count = 0
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    hang_timeout: Rate = 1800.0
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from entropy_lab.probe.alarm import alarm_text
 from entropy_lab.record.evals import read_evals
 from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.config import Config
+from entropy_lab.train.settings import TrackerConfig
 
 Numbers = Mapping[str, float]
 
@@ -203,6 +205,11 @@ def open_tracker(config: Config, run_dir: Path, step: int) -> Iterator[Tracking]
         yield tracking
     finally:
         tracking.close()
+
+
+def untold(config: Config) -> Config:
+    """The settings of a rank that tells no tracker: the first one does."""
+    return replace(config, tracker=TrackerConfig())
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:

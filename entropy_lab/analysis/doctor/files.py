@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from entropy_lab.analysis.doctor.facts import Facts
 from entropy_lab.analysis.doctor.finding import Verdict
+from entropy_lab.record.parts import rank_folder
 from entropy_lab.record.schema import CORE_FLOATS
 
 
@@ -70,7 +71,10 @@ def ranks(facts: Facts) -> Verdict | None:
     if not facts.ranks:
         return None
     world = int(facts.run.info.get("world_size") or facts.ranks[-1] + 1)
-    missing = sorted(set(range(world)) - set(facts.ranks))
+    told = facts.run.info.get("ranks") or []
+    # A rank without a micro-batch of its own has written no rows, but it has a folder.
+    here = {r for r in range(world) if told and rank_folder(facts.run.path, "tokens", r).is_dir()}
+    missing = sorted(set(range(world)) - set(facts.ranks) - here)
     do = "copy the folders tokens/rank=* and samples/rank=* of every machine into the run"
     if missing:
         return Verdict(
@@ -79,6 +83,10 @@ def ranks(facts: Facts) -> Verdict | None:
             "every mean is of a part of the responses, and not a random part",
             do,
         )
+    if told:
+        # Which of them had rows in a step is for the micro-batches to say; `samples` counts rows.
+        sizes = ", then ".join(str(size) for _, size in told)
+        return Verdict("ok", f"{sizes} ranks, with a folder of rows each")
     spans = {rank: _steps_of(facts, rank) for rank in facts.ranks}
     every = set().union(*spans.values())
     short = {rank: sorted(every - steps) for rank, steps in spans.items() if steps != every}

@@ -34,9 +34,11 @@ class HFEngine:
         temperature: float,
         seed: int,
         top_p: float = 1.0,
+        share: slice | None = None,
     ) -> Responses:
         """n responses to each prompt (token ids); see `RolloutEngine`.
 
+        share: answer these prompts alone, as they would be answered among all of them.
         Ends at any of the model's EOS tokens. Raises ValueError for an empty prompt.
         """
         with (
@@ -44,9 +46,15 @@ class HFEngine:
             seeded(seed, model.device),
         ):
             prompt_id, prompt_mask = left_pad(prompts, settings.pad_token_id, model.device)
+            within = None
+            if share is not None:
+                within = (share.start, len(prompt_id))
+                prompt_id, prompt_mask = prompt_id[share], prompt_mask[share]
             if temperature > 0 and top_p == 1:
                 told = self.logp
-                token_id, logp = sample(model, prompt_id, prompt_mask, n, settings, told)  # (B, T)
+                token_id, logp = sample(
+                    model, prompt_id, prompt_mask, n, settings, told, within
+                )  # (B, T)
             else:
                 token_id, logp = generate(model, prompt_id, prompt_mask, n, settings)
         prompt_id = prompt_id.repeat_interleave(n, dim=0)  # (B, P)

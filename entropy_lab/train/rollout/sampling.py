@@ -25,6 +25,7 @@ def sample(
     n: int,
     settings: Any,
     told: bool = False,
+    within: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """n responses (B, T), B = n G, to each of the left-padded prompts (G, P), padded at their ends.
 
@@ -34,6 +35,8 @@ def sample(
     p / q, q exponential. A prompt is read once. Rows that have ended are dropped from the passes,
     not from the draws, so these are the draws of `model.generate`. A model whose cache is more
     than keys and values goes through `generate` itself.
+    within: (first, count) where these are the prompts first, first + 1, ... of `count`: they get
+    the draws that they would have among all of them.
     Raises ValueError for a temperature that is not positive, RunError for logits not finite.
     """
     from transformers import DynamicCache
@@ -41,6 +44,13 @@ def sample(
     if not settings.temperature > 0:
         raise ValueError(f"temperature is {settings.temperature}: sampling needs one above 0")
     cache = DynamicCache(config=model.config)
+    if within is None:
+        within = (0, len(prompt_id))
+    elif not only_keys_and_values(cache):
+        raise RunError(
+            f"{type(model).__name__} is sampled from by `generate`, which several processes cannot "
+            "share: start it without torchrun"
+        )
     if not only_keys_and_values(cache):
         return generate(model, prompt_id, prompt_mask, n, settings, told)
     forward, seen = _forward(model, cache), prompt_mask.long()
@@ -49,11 +59,12 @@ def sample(
     out = prompt_id.new_full((len(rows), settings.max_new_tokens), settings.pad_token_id)  # (B, T)
     logp = torch.zeros_like(out, dtype=torch.float32) if told else None
     running = torch.ones_like(rows, dtype=torch.bool)
+    first = within[0] * n
     logits = forward(prompt_id, seen).repeat_interleave(n, dim=0)  # (R, V)
     cache.batch_repeat_interleave(n)
     seen = seen.repeat_interleave(n, dim=0)  # (R, P)
     for step in range(settings.max_new_tokens):
-        token = _draw(logits, rows, len(out), settings.temperature)  # (R,)
+        token = _draw(logits, first + rows, within[1] * n, settings.temperature)  # (R,)
         out[rows, step] = token.where(running, settings.pad_token_id)
         if logp is not None:
             own = drawn_logp(logits, token, settings.temperature)
