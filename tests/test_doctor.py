@@ -114,7 +114,7 @@ def test_every_check_that_can_fail_has_a_defect():
         for check in checks
     }
     # Their own tests: dropped windows, temperature, calibration in a broken trainer.
-    elsewhere = {"dropped_windows", "temperature", "calibration", "columns"}
+    elsewhere = {"dropped_windows", "events", "temperature", "calibration", "columns"}
     assert set(CHECKS) - caught - elsewhere == {"loss_forward"}
 
 

@@ -108,6 +108,8 @@ def test_an_error_in_the_probes_pass_costs_the_step(tmp_path: Path, when: int, c
     readable(tmp_path / "run", "finished")
     run = load(tmp_path / "run")
     event = run.events().iloc[0]
+    [told] = [f for f in doctor(run.path).findings if f.check == "events"]
+    assert told.level == "warning" and "ZeroDivisionError no kernel" in told.seen
     assert event["error"] == "ZeroDivisionError" and event["reason"] == "no kernel"
     told = [r.getMessage() for r in caplog.records if r.name == "entropy_lab.probe"]
     assert len(told) == 1 and "no kernel" in told[0] and "training goes on" in told[0]

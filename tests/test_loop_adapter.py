@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -371,13 +370,14 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 def test_a_subclass_of_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hooks of the innermost optimizer, where accelerate has wrapped it."""
     pytest.importorskip("accelerate")
-    page = (ROOT / "docs" / "my_own_loop.md").read_text()
-    [block] = re.findall(r"```python accelerate\n(.*?)```", page, re.S)
+    page = (ROOT / "docs" / "hf_trainer.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.S)
     monkeypatch.chdir(tmp_path)
-    found: list[Callable] = []
     ours = run_example(block, tmp_path)
     bare = run_example(block.replace("PROBED = True", "PROBED = False"), tmp_path)
-    assert equal(weights(ours["model"]), weights(bare["model"])) and not found
+    assert bare["trainer"].probe is None
+    assert equal(weights(ours["model"]), weights(bare["model"]))
     run = load(tmp_path / "runs" / "trainer")
     assert len(run.metrics()) == 3 and run.events().empty
+    assert (run.steps()["n_tokens"] == 24).all()  # both micro-batches of a step
     honest(run.path)

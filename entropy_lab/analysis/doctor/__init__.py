@@ -27,6 +27,7 @@ RUN_CHECKS: dict[str, RunCheck] = {
     "status": files.status,
     "damaged": files.damaged,
     "dropped_windows": files.dropped_windows,
+    "events": files.events,
     "columns": files.columns,
     "ranks": files.ranks,
     "steps": files.steps,

@@ -51,6 +51,24 @@ def dropped_windows(facts: Facts) -> Verdict:
     )  # fmt: skip
 
 
+def events(facts: Facts) -> Verdict:
+    """What the probe itself says went wrong while measuring."""
+    found = facts.run.events()
+    if found.empty:
+        return Verdict("ok", "nothing went wrong while measuring")
+    counts = found["kind"].value_counts()
+    worst = found[found["error"] != ""]
+    first = (found if worst.empty else worst).iloc[0]
+    why = " ".join(filter(None, [first["error"], first["reason"]]))[:200]
+    return Verdict(
+        "warning" if len(worst) else "note",
+        f"{len(found)} events: {', '.join(f'{kind} {n}' for kind, n in counts.items())}; the first "
+        f"at step {first['step']}: {why}",
+        "those steps have no dH, or lack a part of what is measured",
+        "read load(run).events(); docs/troubleshooting.md has the kinds",
+    )
+
+
 def columns(facts: Facts) -> Verdict | None:
     """The columns that every profile logs."""
     if not facts.run.token_files:
