@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def run(world: int, folder: Path) -> None:
         subprocess.Popen(
             [*command, str(rank), str(world), port, str(folder)],
             cwd=SCRIPT.parents[1],
-            env=None,
+            env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -38,7 +39,7 @@ def run(world: int, folder: Path) -> None:
         for rank in range(world)
     ]
     for process in ranks:
-        said, _ = process.communicate(timeout=400)
+        said, _ = process.communicate(timeout=900)
         assert process.returncode == 0, said[-3000:]
 
 

@@ -91,6 +91,8 @@ def method_for(name: str, given: Mapping[str, Any], config: Any) -> Method:
     try:
         method = make_method(name, **{**verls, **given})
     except ConfigError:  # as verl's own CISPO and GSPO, some methods know no dual clip
+        method = None
+    if method is None:
         verls.pop("dual_clip", None)
         method = make_method(name, **{**verls, **given})
     reason = why_not(method)
