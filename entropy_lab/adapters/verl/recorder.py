@@ -84,8 +84,6 @@ class Recorder:
         self._samples: set[int] = set()
         self._now: _Open | None = None
 
-    # The three calls around a step.
-
     def begin(self, engine: Any, data: Any) -> None:
         """Before the update: choose the rows, and measure them."""
         started = time.perf_counter()
@@ -149,8 +147,6 @@ class Recorder:
         self._guard.attempt("close", self.step, lambda: writer.close(status))
         if self._guard.counts and self.rank == 0:
             logger.warning("entropy-lab, events of rank 0: %s", dict(self._guard.counts))
-
-    # What they are made of.
 
     def _attempt(self, kind: str, action: Callable[[], object], now: _Open | None = None) -> None:
         error = self._guard.attempt(kind, self.step, action)
@@ -288,8 +284,8 @@ class Recorder:
             return
         if self.rank == 0:
             self._writer.step(row)
-        kept = (*STEP_METRICS, "time_probe")
-        self._writer.commit({name: row[name] for name in kept if name in row})
+        kept = {*STEP_METRICS, "time_probe"} & row.keys()
+        self._writer.commit({name: value for name, value in row.items() if name in kept})
 
     def _next(self, data: Any) -> None:
         """Count on; with the last minibatch of a rollout the rows so far are made durable."""
