@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-verl = pytest.importorskip("verl", reason="needs verl: make test-verl")
+pytest.importorskip("verl", reason="needs verl: make test-verl")
+
+import verl
 
 import verl_cpu
 from entropy_lab.errors import ConfigError

@@ -106,8 +106,11 @@ def _keys(data: Any, token_id: Tensor, mask: Tensor, group: Tensor) -> list[Hash
     sessions = per_row(data, "session_id")
     if sessions:
         return list(zip(group.tolist(), sessions, strict=True))
-    rows = torch.where(mask, token_id, -1).numpy()
-    digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+    digests = []
+    for tokens, valid in zip(token_id, mask, strict=True):
+        end = int(valid.nonzero().max()) + 1 if valid.any() else 0  # whatever the padding
+        seen = torch.stack([tokens[:end], valid[:end].long()]).numpy().tobytes()
+        digests.append(hashlib.blake2b(seen, digest_size=16).digest())
     return list(zip(group.tolist(), digests, strict=True))
 
 

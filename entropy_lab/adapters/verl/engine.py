@@ -45,6 +45,12 @@ def grad_norm(outputs: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
+def clip_factor(engine: Any, norm: float) -> float:
+    """kappa, by which clipping to the engine's clip_grad scales gradients of this norm."""
+    clip = getattr(getattr(engine, "optimizer_config", None), "clip_grad", None)
+    return min(1.0, float(clip) / (norm + 1e-6)) if clip and norm == norm else float("nan")
+
+
 def loss_scale(engine: Any) -> float:
     """The factor on the loss under float16 training, 1 elsewhere; read before the step moves it."""
     scaler = getattr(engine, "scaler", None)

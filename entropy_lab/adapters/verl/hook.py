@@ -8,7 +8,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from entropy_lab.adapters.verl.data import is_policy_update
+import torch
+
+from entropy_lab.adapters.verl.data import ROW, is_policy_update
 from entropy_lab.adapters.verl.recorder import Recorder
 from entropy_lab.adapters.verl.settings import read_settings
 from entropy_lab.adapters.verl.watch import Watch
@@ -37,11 +39,19 @@ def wrap_engines() -> bool:
 def _train_batch(original: Callable, engine: Any, data: Any, loss_function: Callable) -> Any:
     if not is_policy_update(data):
         return original(engine, data, loss_function)
+    data[ROW] = torch.arange(len(data))
+    try:
+        return _watched(original, engine, data, loss_function)
+    finally:
+        data.pop(ROW, None)
+
+
+def _watched(original: Callable, engine: Any, data: Any, loss_function: Callable) -> Any:
     recorder = _recorder(engine, loss_function)
     if recorder is None:
-        watch = Watch(loss_function, _count(engine), 0, False, lambda error: None)
-        return original(engine, data, watch)
-    watch: Callable = loss_function
+        return original(engine, data, _carrier(loss_function, _count(engine)))
+    # What carries the entropy to our methods works without the probe too.
+    watch: Callable = _carrier(loss_function, recorder.step, recorder.rank)
 
     def begin() -> None:
         nonlocal watch
@@ -52,10 +62,14 @@ def _train_batch(original: Callable, engine: Any, data: Any, loss_function: Call
     try:
         outputs = original(engine, data, watch)
     except BaseException:
-        recorder.discard(data)
+        recorder.discard()
         raise
     _boundary(recorder, lambda: recorder.end(engine, data, outputs))
     return outputs
+
+
+def _carrier(loss_function: Callable, step: int, rank: int = 0) -> Watch:
+    return Watch(loss_function, step, rank, False, lambda error: None)
 
 
 def _boundary(recorder: Recorder, action: Callable[[], None]) -> None:

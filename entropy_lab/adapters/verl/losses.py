@@ -91,6 +91,8 @@ def method_for(name: str, given: Mapping[str, Any], config: Any) -> Method:
     try:
         method = make_method(name, **{**verls, **given})
     except ConfigError:  # as verl's own CISPO and GSPO, some methods know no dual clip
+        method = None
+    if method is None:
         verls.pop("dual_clip", None)
         method = make_method(name, **{**verls, **given})
     reason = why_not(method)
@@ -143,13 +145,15 @@ def verl_policy_loss(
     or needs each token's entropy and `actor.calculate_entropy` is off.
     """
     method, micro = _method(name, config), current.get()
+    rows = torch.arange(len(response_mask), device=response_mask.device)
+    uid = micro.uid if micro is not None else None
     batch = TokenBatch(
         token_id=torch.zeros_like(response_mask, dtype=torch.int64),
         mask=response_mask.bool(),
         advantage=advantages,
         old_logp=old_log_prob,
         old_entropy=micro.field("entropy") if micro and "old_entropy" in method.needs else None,
-        uid=None if micro is None else micro.uid,
+        uid=rows if uid is None else uid,
         step=0 if micro is None else micro.step,
     )
     stats, lacking = _stats(log_prob, micro)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from entropy_lab.adapters.verl import ranks
-from entropy_lab.adapters.verl.data import ROW, padded, token_batch
+from entropy_lab.adapters.verl.data import padded, token_batch
 from entropy_lab.adapters.verl.engine import (
+    clip_factor,
     device_of,
     end_tokens,
     flag,
@@ -82,14 +84,11 @@ class Recorder:
         self._samples: set[int] = set()
         self._now: _Open | None = None
 
-    # The three calls around a step.
-
     def begin(self, engine: Any, data: Any) -> None:
         """Before the update: choose the rows, and measure them."""
         started = time.perf_counter()
         if not self._started:
             self._start(engine, data)
-        data[ROW] = torch.arange(len(data))
         self._now = now = _Open(self._probes(engine), loss_scale=loss_scale(engine))
         if now.probed:
             self._attempt("before", lambda: self._before(engine, data, now))
@@ -119,7 +118,6 @@ class Recorder:
         own: list[tuple[Share, Tensor]] = []
         if now.probed:
             self._attempt("after", lambda: own.extend(self._after(engine, data, now)), now)
-        data.pop(ROW, None)
         whole = self._exchange(own[0][0] if own and now.ok else None) if now.probed else None
         norm = grad_norm(outputs)
         row = self._plain_row(engine, data, norm, bool(whole))
@@ -136,10 +134,9 @@ class Recorder:
         self._now, self._dead = None, True
         self._guard.note("adapter", self.step, error)
 
-    def discard(self, data: Any) -> None:
+    def discard(self) -> None:
         """The update raised an error: nothing of it is logged."""
         self._now = None
-        data.pop(ROW, None)
 
     def close(self, status: str = "finished") -> None:
         """Write what is left; once."""
@@ -150,8 +147,6 @@ class Recorder:
         self._guard.attempt("close", self.step, lambda: writer.close(status))
         if self._guard.counts and self.rank == 0:
             logger.warning("entropy-lab, events of rank 0: %s", dict(self._guard.counts))
-
-    # What they are made of.
 
     def _attempt(self, kind: str, action: Callable[[], object], now: _Open | None = None) -> None:
         error = self._guard.attempt(kind, self.step, action)
@@ -242,8 +237,6 @@ class Recorder:
         return Share.join(shares), slice(first, first + size)
 
     def _plain_row(self, engine: Any, data: Any, norm: float, probed: bool) -> dict[str, Any]:
-        clip = getattr(getattr(engine, "optimizer_config", None), "clip_grad", None)
-        known = clip is not None and norm == norm
         return {
             "step": self.step,
             "rollout": self.rollout,
@@ -251,7 +244,7 @@ class Recorder:
             "probed": probed,
             "lr": learning_rate(engine),
             "grad_norm": norm,
-            "kappa": min(1.0, float(clip) / (norm + 1e-6)) if known and clip else NAN,
+            "kappa": clip_factor(engine, norm),
             "n_tokens": int(flag(data, "batch_num_tokens", 0)),
         }
 
@@ -260,7 +253,7 @@ class Recorder:
     ) -> dict[str, Any]:
         """Hand the token rows of this rank to the writer; the step's scalars, for rank 0."""
         (share, micro), (everything, mine) = own, whole
-        if not torch.isfinite(torch.tensor(row["grad_norm"])):
+        if not math.isfinite(row["grad_norm"]):
             self._guard.note("skipped_step", self.step, "gradients not finite: verl left it out")
             return {"probed": False}
         predicted = predict(everything, self._predictors, row["lr"])
@@ -291,8 +284,8 @@ class Recorder:
             return
         if self.rank == 0:
             self._writer.step(row)
-        kept = (*STEP_METRICS, "time_probe")
-        self._writer.commit({name: row[name] for name in kept if name in row})
+        kept = {*STEP_METRICS, "time_probe"} & row.keys()
+        self._writer.commit({name: value for name, value in row.items() if name in kept})
 
     def _next(self, data: Any) -> None:
         """Count on; with the last minibatch of a rollout the rows so far are made durable."""
