@@ -61,9 +61,9 @@ class Probe:
     that arithmetic throughout; "auto" is "same", and where that is half precision at most 8
     responses a step are measured in float32 as well (column dH_float32). policy: "master" measures
     the parameters as they are, "cast" rounded to the training dtype (bfloat16 in a float32 run).
-    run_dir is created; to continue a run pass `start_step` after `record.rewind`.
-    Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
-    option that is none.
+    max_log_bytes: max_bytes of RunWriter. run_dir is created; to continue a run pass `start_step`
+    after `record.rewind`. Raises RunError where run_dir holds a run already or cannot be written,
+    ValueError for an option that is none.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Probe:
         start_step: int | None = None,
         write_samples: bool = True,
         on_full: Literal["block", "drop"] = "block",
+        max_log_bytes: float = 0,
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -100,8 +101,7 @@ class Probe:
         setting = Setting(dtype, policy)
         self.optimizer = optimizer
         self.cadence = Cadence(every, fraction, floor_every, deep_every, seed)
-        self.jvp: Jvp = jvp
-        self.entropy_of, self.snapshots = entropy_of, snapshots
+        self.jvp, self.entropy_of, self.snapshots = jvp, entropy_of, snapshots
         if start_step is None:
             create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
         self.step = start_step or 0
@@ -115,6 +115,7 @@ class Probe:
             predictors=CORE_PREDICTORS if profile == "core" else tuple(PREDICTORS),
             deep=deep_every > 0,
             on_full=on_full,
+            max_bytes=max_log_bytes,
         )
         self.meters = Meters(model, score, optimizer, setting)
         self.write_samples = write_samples
@@ -129,7 +130,7 @@ class Probe:
         self.last_row: dict[str, Any] = {}
         self._time_before = 0.0
         self._closed = False
-        self._written: set[int] = set()
+        self._responses = to_rows.NewResponses()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(lambda *_: self._after_step()),
@@ -295,6 +296,5 @@ class Probe:
         for r in self.window.records:
             share = self.inclusion_prob(len(r.batch.mask))
             columns = to_rows.sample_columns(r.batch, self.step, share)
-            new = [uid not in self._written for uid in columns["uid"].tolist()]
-            self._written.update(columns["uid"].tolist())
+            new = self._responses.take(columns["uid"].tolist())
             self.writer.samples({name: values[new] for name, values in columns.items()})

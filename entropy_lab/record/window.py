@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ class Window:
 
     def add_samples(self, chunk: pa.Table) -> None:
         self._waiting_samples.append(chunk)
+
+    @property
+    def waiting_tokens(self) -> Sequence[Columns]:
+        """Token rows of the step that the next commit() ends."""
+        return self._waiting_tokens
+
+    def drop_waiting_tokens(self) -> None:
+        self._waiting_tokens = []
 
     def commit(self, step: int) -> None:
         """Take over what waits for `step`; ValueError where a waiting row is of another step."""

@@ -28,6 +28,8 @@ _RESUMABLE = (
     "train.rollouts",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_replays",
+    "train.max_log_gb",
     "tracker.name",
     "tracker.project",
     "rollout.max_prompt_tokens",

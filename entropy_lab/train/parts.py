@@ -266,4 +266,5 @@ def make_probe(
         temperature=config.rollout.temperature,
         start_step=step,
         write_samples=False,
+        max_log_bytes=config.train.max_log_gb * 1e9,
     )

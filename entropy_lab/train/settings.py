@@ -162,7 +162,9 @@ class TrainConfig:
     checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all, any other
     number the newest ones and the best by keep_best: "reward", the mean of the last 10 rollouts,
     or "avg_at_k", the evaluation of these weights on the benchmark best_on ("": mean of all).
-    replay_every: rollouts between two replay points (0: none), for `audit --replay`.
+    replay_every: rollouts between two replay points (0: none), for `audit --replay`; keep_replays:
+    how many of the newest stay (0: all). max_log_gb: past it token rows and the texts of samples
+    are left out, and the log says so (0: no limit).
     """
 
     rollouts: Positive = 60
@@ -178,6 +180,7 @@ class TrainConfig:
     best_on: str = ""
     replay_every: Count = 0
     keep_replays: Count = 0
+    max_log_gb: NonNegative = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
