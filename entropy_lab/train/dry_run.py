@@ -12,6 +12,7 @@ import torch
 from entropy_lab.train.config import Config
 from entropy_lab.train.cost import announced
 from entropy_lab.train.disk import disk_lines, size
+from entropy_lab.train.draws import check_problems
 from entropy_lab.train.memory import ALL, Shape, memory_parts, micro_size, peak, shape_of
 from entropy_lab.train.model import new_model
 from entropy_lab.train.pretrained import outline
@@ -32,9 +33,10 @@ def describe(config: Config, out: Path) -> str:
     writes nothing. Raises ConfigError for what a run would refuse at its start.
     """
     task = make_task(config.task.name, **config.task.params)
-    make_rewarder(config.reward, task)
+    rewarder = make_rewarder(config.reward, task)
     model, tokenizer = _outline(config, task)
     source = task.source(partial(encode_prompt, tokenizer))
+    check_problems(config, source, rewarder, tokenizer)
     problems = source.draw(_DRAWN, Place(config.run.seed, "dry run", 0, "dry run", 0))
     lengths = sorted(len(encode_prompt(tokenizer, p.prompt)) for p in problems)
     said = [

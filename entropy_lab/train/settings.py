@@ -213,7 +213,8 @@ class EvalConfig:
 
     every 0: never. problems: how many (of data: at most that many of each validation file, 0 for
     all). samples: responses to each; temperature 0: the likeliest one. k: those of pass@k; empty:
-    1, 2, 4, ... up to max_k (0: up to samples); max_tokens 0: that of [rollout].
+    1, 2, 4, ... up to max_k (0: up to samples); max_tokens 0: that of [rollout]. keep_answers:
+    every response is kept under RUN/eval/training, as `entropy-lab eval` keeps them.
     """
 
     every: Count = 0
@@ -224,6 +225,7 @@ class EvalConfig:
     temperature: NonNegative = 1.0
     top_p: PositiveShare = 1.0
     max_tokens: Count = 0
+    keep_answers: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)
