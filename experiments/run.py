@@ -112,6 +112,9 @@ EXPERIMENTS = {
         f"paper/{model}": Experiment("What does each method reach on six benchmarks?", TABLE_3, 2)
         for model in PAPER
     },
+    "paper/code": Experiment(
+        "What do GRPO and STEER reach on programs?", {n: METHODS[n] for n in ("grpo", "steer")}, 2
+    ),
     "paper/extreme_clipping": Experiment(
         "What happens to a 7 B model without a working clip?",
         {name: method(name, clip_low=0.99, clip_high=5.0) for name in ("grpo", "steer")},

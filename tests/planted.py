@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,11 @@ import torch
 from entropy_lab.record.parts import write_table
 
 Frame = Callable[[pd.DataFrame], Any]
+
+
+def unmerged() -> AbstractContextManager[object]:
+    """Runs that finish in here keep the parts that they wrote."""
+    return mock.patch("entropy_lab.record.writer.merge_parts")
 
 
 def parts(run: Path, kind: str) -> list[Path]:

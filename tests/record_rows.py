@@ -94,8 +94,9 @@ def record(writer: RunWriter, first: int, last: int) -> None:
             os.replace(note, writer.run_dir / "checkpoint")
 
 
-def new_writer(run_dir: Path) -> RunWriter:
-    return RunWriter(run_dir, flush_steps=FLUSH_STEPS, meta={"temperature": "0.7"})
+def new_writer(run_dir: Path, merge: bool = False) -> RunWriter:
+    meta = {"temperature": "0.7"}
+    return RunWriter(run_dir, flush_steps=FLUSH_STEPS, meta=meta, merge=merge)
 
 
 def new_run(path: Path) -> Path:

@@ -45,7 +45,8 @@ def level(found: Diagnosis, check: str) -> str:
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("doctor") / "healthy"
-    return run_training(None, SETTINGS, out)
+    with planted.unmerged():
+        return run_training(None, SETTINGS, out)
 
 
 @pytest.fixture

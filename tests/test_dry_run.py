@@ -11,15 +11,18 @@ import torch
 
 from entropy_lab import cli, load
 from entropy_lab.errors import ConfigError
+from entropy_lab.train import dry_run
 from entropy_lab.train.checkpoint import complete_checkpoints
 from entropy_lab.train.config import Config, load_config
-from entropy_lab.train.dry_run import describe, size
+from entropy_lab.train.disk import size
+from entropy_lab.train.dry_run import describe
 from entropy_lab.train.launch import run_training
 from entropy_lab.train.memory import Shape, memory_parts, micro_size, peak, shape_of
 from entropy_lab.train.model import new_model
 from entropy_lab.train.parts import make_optimizer
 from entropy_lab.train.tasks import Arithmetic
 from entropy_lab.train.tokenizer import character_tokenizer
+from entropy_lab.train.trainable import choose_trainable
 from tiny import TINY
 
 QWEN_7B = Shape(7_615_616_512, layers=28, hidden=3584, intermediate=18944, kv=512, vocab=152064)
@@ -27,6 +30,10 @@ QWEN_7B = Shape(7_615_616_512, layers=28, hidden=3584, intermediate=18944, kv=51
 
 def model_of(config: Config) -> torch.nn.Module:
     return new_model(config, character_tokenizer(Arithmetic().alphabet))
+
+
+def outlined(config: Config) -> torch.nn.Module:
+    return dry_run._outline(config, Arithmetic())[0]
 
 
 def part(config: Config, shape: Shape, name: str, prompt_tokens: int = 4) -> float:
@@ -69,6 +76,40 @@ def test_weights_states_and_activations_are_those_of_real_tensors(sizes: list[st
     layer = saved_bytes(model, ids) - saved_bytes(fewer, ids)
     estimated = part(config, shape, "activations") / shape.layers
     assert estimated == pytest.approx(layer, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.trainable=['*layers.2*', 'model.norm*']"],
+        ["model.lora_rank=4"],
+        ["model.lora_rank=4", "model.trainable=['*norm*']"],
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_frozen_models_only_what_is_trained_has_gradients_and_states(
+    words: list[str], dtype: str
+) -> None:
+    if "lora" in words[0]:
+        pytest.importorskip("peft")
+    config = load_config(None, [*words, "train.micro_batch=4", f"model.dtype={dtype}"])
+    model = model_of(config)
+    model.to(getattr(torch, dtype))
+    choose_trainable(model, config.model)
+    shape = shape_of(model)
+    params = [p for p in model.parameters() if p.requires_grad]
+    every = sum(p.numel() * p.element_size() for p in model.parameters())
+    optimizer = make_optimizer(config, params)
+    model(input_ids=torch.randint(10, (4, 32))).logits.float().sum().backward()
+    optimizer.step()
+    states = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert part(config, shape, "weights (") == every
+    assert part(config, shape, "optimizer") == sum(v.numel() * v.element_size() for v in states)
+    assert part(config, shape, "gradients") == sum(g.numel() * g.element_size() for g in gradients)
+    assert 0 < part(config, shape, "gradients") < every / 2
+    dry = shape_of(outlined(config))  # as a dry run sees it
+    assert dry == shape
 
 
 def test_the_cache_is_as_large_as_the_real_one() -> None:
@@ -157,7 +198,7 @@ def test_the_rate_the_best_and_the_replay_points_are_said(tmp_path: Path) -> Non
     assert "# learning rate 0.0002, 5 steps of warm-up, cosine over 120" in said
     assert "# disk: 3 of 3 checkpoints kept" in said
     assert "the best by mean reward of 10 rollouts among them" in said
-    assert "# disk: 9 replay points" in said
+    assert "# disk: 9 of 9 replay points kept" in said
 
 
 def test_a_task_says_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

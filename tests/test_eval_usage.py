@@ -31,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--temperature", "0", "-k", "2"], "eval.temperature = 0 takes the likeliest response"),
         (["--temperature", "-1"], "evaluation: temperature must be greater than or equal to 0"),
         (["--top-p", "1.5"], "evaluation: top_p must be less than or equal to 1, got 1.5"),
-        (["--set", "rollout.prompts=1"], "an evaluation takes task.KEY=VALUE alone"),
+        (["--set", "rollout.prompts=1"], "takes task.KEY=VALUE and reward.KEY=VALUE alone"),
         (["--set", "task.prompt=q"], "unknown key task.prompt of task data; did you mean prom"),
         (["no.parquet"], "no such data file: no.parquet"),
     ],

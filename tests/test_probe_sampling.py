@@ -11,6 +11,7 @@ import torch
 
 from entropy_lab import Probe, load
 from entropy_lab.probe.inputs import join_rows, take_rows
+from entropy_lab.probe.rows import NewResponses
 from entropy_lab.probe.sampling import inclusion_prob, is_every_nth, is_probed, sampled_rows
 from entropy_lab.probe.scorer import Scorer, active_dropout
 from toy import Toy, adamw, batches, run_loop, score_of
@@ -243,3 +244,13 @@ def test_held_out_and_fixed_rows_need_no_uid(tmp_path: Path) -> None:
         optimizer.step()
     row = load(tmp_path / "run").steps().iloc[0]
     assert row["dH_heldout"] == row["dH_fixed"] != 0
+
+
+def test_a_response_is_new_once_and_old_rollouts_are_forgotten():
+    responses = NewResponses(rollouts=2)
+    first, second, third = (n << 32 for n in (5, 6, 7))
+    assert responses.take([first, first + 1, second]) == [True, True, True]
+    assert responses.take([first, first + 2, second, second]) == [False, True, False, False]
+    assert responses.take([third]) == [True]  # the third rollout: the first one is forgotten
+    assert responses.take([second, third]) == [False, False]
+    assert responses.take([first]) == [True]

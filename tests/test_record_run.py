@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from entropy_lab.errors import RunError
-from entropy_lab.record import RunWriter, create_run, dataset, open_run, schema
+from entropy_lab.record import RunWriter, create_run, dataset, metrics, open_run, schema
 from record_rows import (
     FLOATS,
     is_probed,
@@ -191,3 +192,17 @@ def test_a_part_without_step_and_a_bad_line_are_reported(run_dir):
         (run_dir / "metrics.jsonl", "line 3 is no JSON"),
     ]
     assert len(run.metrics()) == LAST
+
+
+def test_the_last_lines_are_those_of_the_whole_log(tmp_path, monkeypatch):
+    assert metrics.last_metrics(tmp_path, 3) == []
+    lines = [{"step": n, "text": "x" * (n % 37)} for n in range(50)]
+    log = tmp_path / "metrics.jsonl"
+    for block in (7, 64, 1 << 16):
+        monkeypatch.setattr(metrics, "_BLOCK", block)
+        for count in (1, 2, 49, 50, 80):
+            log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            assert metrics.last_metrics(tmp_path, count) == lines[-count:]
+            with log.open("a") as file:
+                file.write('{"step": 50, "te')  # torn
+            assert metrics.last_metrics(tmp_path, count) == lines[-count:]

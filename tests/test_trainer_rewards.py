@@ -76,7 +76,9 @@ def test_programs_are_judged_by_their_tests() -> None:
             )
         assert graded.reward == expected
         assert graded.accuracy == [1.0, 0.0, 0.0]
-        assert graded.note[0] == "" and all(graded.note[1:])
+        assert graded.note[0] == "tests pp"
+        assert graded.note[1] == "tests pw: test 2 of 2: wrong: printed '3\\n'"
+        assert graded.note[2].startswith("tests tt: test 1" if partial else "tests t-: test 1")
 
 
 def test_controls_grade_data_as_training_on_it_does() -> None:

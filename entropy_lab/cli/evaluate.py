@@ -56,7 +56,12 @@ def evaluate(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="task.KEY=VALUE", help="How files are read; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="How files are read (task.*) and graded (reward.*); reward.name=code runs "
+            "programs against tests. Repeatable.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write; default RUN/eval, or evals/MODEL.")

@@ -45,6 +45,7 @@ def open_writer(
     on_full: OnFull,
     rank: int = 0,
     world: World = ALONE,
+    max_bytes: float = 0,
 ) -> RunWriter:
     """The writer of a probe's run, whose footers say how its rows were chosen."""
     c = cadence
@@ -60,6 +61,7 @@ def open_writer(
         on_full=on_full,
         rank=rank,
         agreed=world.lowest,
+        max_bytes=max_bytes,
     )
 
 
@@ -88,7 +90,7 @@ class StepLog:
         self._write_samples, self._on_alarm = write_samples, on_alarm
         self._tell_cost, self._replicas = tell_cost, replicas
         self._line: dict[str, Any] | None = None
-        self._written: set[int] = set()
+        self._responses = to_rows.NewResponses()
         self._ringing = False
         self._last = 0
         self._closed = False
@@ -150,8 +152,7 @@ class StepLog:
         for r in own:
             share = inclusion_prob(fraction, len(r.batch.mask))
             columns = to_rows.sample_columns(r.batch, step, share)
-            new = [uid not in self._written for uid in columns["uid"].tolist()]
-            self._written.update(columns["uid"].tolist())
+            new = self._responses.take(columns["uid"].tolist())
             self.writer.samples({name: values[new] for name, values in columns.items()})
 
     def _ring(self, step: int) -> None:

@@ -68,9 +68,9 @@ class Probe(Stepping):
     what the probe cost at the end and keep it in run.json.
     world: the processes that take the step together; each records its own micro-batches, and `fix`
     and `hold_out` are given all of them. loss_score: the loss forward where it is not `score`.
-    run_dir is created; to continue a run pass `start_step` after `record.rewind`.
-    Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
-    option that is none.
+    max_log_bytes: max_bytes of RunWriter. run_dir is created; to continue a run pass `start_step`
+    after `record.rewind`. Raises RunError where run_dir holds a run already or cannot be written,
+    ValueError for an option that is none.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Probe(Stepping):
         tell_cost: bool = True,
         world: World = ALONE,
         loss_score: Score | None = None,
+        max_log_bytes: float = 0,
     ):
         cadence = Cadence(every, fraction, floor_every, deep_every, seed)
         optimizers = innermost(optimizer)
@@ -127,7 +128,8 @@ class Probe(Stepping):
         guard = Guard(run_dir, rank, strict)
         full: OnFull = on_full or ("block" if strict or replicas.size > 1 else "drop")
         log = StepLog(
-            open_writer(run_dir, cadence, temperature, profile, full, rank, world), guard,
+            open_writer(run_dir, cadence, temperature, profile, full, rank, world, max_log_bytes),
+            guard,
             write_samples=write_samples, on_alarm=on_alarm, tell_cost=tell_cost, replicas=replicas,
         )  # fmt: skip
         around = Around(

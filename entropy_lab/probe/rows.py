@@ -73,6 +73,28 @@ def token_columns(
     return columns
 
 
+class NewResponses:
+    """Tells responses that were not seen before, by the uids of the last 64 rollouts.
+
+    A rollout is uid >> 32; older ones are forgotten, so that memory does not grow with the run.
+    """
+
+    def __init__(self, rollouts: int = 64) -> None:
+        self._rollouts = rollouts
+        self._seen: dict[int, set[int]] = {}
+
+    def take(self, uids: Sequence[int]) -> list[bool]:
+        """Whether each is new; afterwards none of them is."""
+        new = []
+        for uid in uids:
+            seen = self._seen.setdefault(uid >> 32, set())
+            new.append(uid not in seen)
+            seen.add(uid)
+        while len(self._seen) > self._rollouts:
+            del self._seen[next(iter(self._seen))]  # the one that came first
+        return new
+
+
 def sample_columns(batch: TokenBatch, step: int, inclusion_prob: float) -> Columns:
     """One row per response of a micro-batch, for loops that write no samples of their own."""
     assert batch.uid is not None

@@ -82,7 +82,7 @@ class Dataset:
             for span in wanted[step]:
                 if span not in held:
                     held[span] = _read(span, [*schema.names, "step"])
-                pieces.append(_conform(_rows_of(held[span], step), schema))
+                pieces.append(conform(_rows_of(held[span], step), schema))
             yield step, pa.concat_tables(pieces) if pieces else schema.empty_table()
 
     def table(
@@ -105,6 +105,8 @@ def scan(run_dir: Path, kind: str, last_step: int) -> Dataset:
                 continue
             try:
                 schema, found = _footer(part.path)
+            except FileNotFoundError:  # merged into another one since the folder was listed
+                return scan(run_dir, kind, last_step)
             except (OSError, ValueError, pa.ArrowException) as error:
                 damaged.append((part.path, _reason(error)))
                 continue
@@ -139,6 +141,11 @@ def _read(span: Span, columns: Sequence[str]) -> pa.Table:
             present = set(file.schema_arrow.names)
             names = [name for name in dict.fromkeys(columns) if name in present]
             return file.read_row_group(span.group, columns=names)
+    except FileNotFoundError:
+        raise RunError(
+            f"{span.path} is gone: the run has merged its parts since it was opened, or the part "
+            "was deleted; open the run again"
+        ) from None
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"{span.path} is damaged ({_reason(error)}): move it out of the run to go on without it"
@@ -151,7 +158,8 @@ def _rows_of(table: pa.Table, step: int) -> pa.Table:
     return table.slice(low, high - low)
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema in its types; one that the table lacks is null."""
     columns = [
         table[field.name].cast(field.type)
         if field.name in table.column_names

@@ -12,6 +12,7 @@ from entropy_lab.errors import RunError
 from entropy_lab.record.parts import write_all, write_error, write_file
 
 NAME = "metrics.jsonl"
+_BLOCK = 1 << 16
 
 
 class MetricsLog(NamedTuple):
@@ -57,6 +58,25 @@ def read_metrics(run_dir: Path) -> MetricsLog:
         else:
             lines.append(line)
     return MetricsLog(lines, bool(rest), bad)
+
+
+def last_metrics(run_dir: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` good lines, without reading what comes before them; [] without a log."""
+    path, tail = run_dir / NAME, b""
+    try:
+        with open(path, "rb") as file:
+            at = file.seek(0, os.SEEK_END)
+            while at and tail.count(b"\n") <= count:
+                size = min(_BLOCK, at)
+                at = file.seek(at - size)
+                tail = file.read(size) + tail
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    whole = tail.split(b"\n")[:-1]
+    lines = [_parse(raw) for raw in (whole if not at else whole[1:])]
+    return [line for line in lines if line is not None][-count:]
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:

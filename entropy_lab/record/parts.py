@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,6 +83,28 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
         raise write_error(error, path) from error
 
 
+@contextmanager
+def stream_file(path: Path) -> Iterator[BinaryIO]:
+    """`write_file` for more than fits in memory: what is written in the block, or nothing.
+
+    An error in the block leaves what was at `path`. Raises RunError when the system refuses.
+    """
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with open(tmp, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        _discard(tmp)
+        raise write_error(error, path) from error
+    except Exception:
+        _discard(tmp)
+        raise
+
+
 def _discard(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
@@ -112,11 +135,31 @@ def part_name(first: int, last: int) -> str:
 
 
 def list_parts(folder: Path) -> list[Part]:
-    """The finished parts of a folder by first step; [] where there is no such folder."""
+    """The finished parts of a folder by first step; [] where there is no such folder.
+
+    A part whose steps all lie within another's is left out: it was merged into that one, and a
+    kill came before it could be removed.
+    """
+    found: list[Part] = []
+    for part in _all_parts(folder):
+        if not found or part.last > found[-1].last:
+            found.append(part)
+    return found
+
+
+def remove_merged(folder: Path) -> None:
+    """Delete the parts that `list_parts` leaves out; RunError where the system refuses."""
+    for part in sorted(set(_all_parts(folder)) - set(list_parts(folder))):
+        guard(part.path, part.path.unlink)
+
+
+def _all_parts(folder: Path) -> list[Part]:
+    """By first step; of parts with the same one the widest comes first."""
     if not folder.is_dir():
         return []
-    found = [(path, _PART.fullmatch(path.name)) for path in folder.iterdir()]
-    return sorted(Part(int(m[1]), int(m[2]), path) for path, m in found if m)
+    named = [(path, _PART.fullmatch(path.name)) for path in folder.iterdir()]
+    found = [Part(int(m[1]), int(m[2]), path) for path, m in named if m]
+    return sorted(found, key=lambda part: (part.first, -part.last))
 
 
 def rank_folder(run_dir: Path, kind: str, rank: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from entropy_lab.record.parts import (
     list_parts,
     part_folders,
     part_name,
+    remove_merged,
     write_table,
 )
 
@@ -41,6 +43,7 @@ def rewind(run_dir: Path | str, step: int) -> None:
     cut_metrics(path, step)
     for kind in ("steps", "tokens", "samples"):
         for folder in part_folders(path, kind):
+            remove_merged(folder)  # before the part that stands for them covers less
             for part in list_parts(folder):
                 if part.last > step:
                     _cut(part, step)
@@ -48,6 +51,24 @@ def rewind(run_dir: Path | str, step: int) -> None:
     cut_evals(path, step + 1)  # the policy after `step` has taken one step more
     for leftover in _leftovers(path):
         guard(leftover, leftover.unlink)
+
+
+def resumable_line(run_dir: Path, rank: int) -> dict[str, Any]:
+    """The last line of metrics.jsonl of a run that can be continued as it is, {} of a new one.
+
+    Raises RunError where it has to be rewound first.
+    """
+    log = read_metrics(run_dir)
+    if not rank:
+        parts = list_parts(run_dir / "steps")
+        written = parts[-1].last if parts else None
+        if log.torn or log.bad or written != log.last_step:
+            raise RunError(
+                f"{run_dir} was interrupted: metrics.jsonl ends at step {log.last_step}"
+                f"{' with a torn line' if log.torn else ''} and its rows at step {written}; rewind "
+                "it to a checkpoint first (--resume does)"
+            )
+    return log.lines[-1] if log.lines else {}
 
 
 def _leftovers(run_dir: Path) -> list[Path]:

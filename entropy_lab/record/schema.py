@@ -123,12 +123,13 @@ ANSWER_COLUMNS: dict[str, tuple[pa.DataType, str, str]] = {
     "prompt_id": (pa.int64(), "", "problem that the prompt states"),
     "reward": (pa.float64(), "", "reward of the response"),
     "accuracy": (pa.float64(), "", "1 where the response is right"),
+    "note": (pa.string(), "", "why the reward is what it is, empty where nothing is to be said"),
     "length": (pa.int32(), "tokens", "response tokens, end token included"),
     "truncated": (pa.bool_(), "", "the response met the length limit"),
     "entropy": (pa.float64(), "nats", "sum over its tokens of the entropy of softmax(logits)"),
     "data_source": (pa.string(), "", "where the problem is from, as its row says"),
     "prompt": (pa.string(), "", "prompt text"),
-    "answer": (pa.string(), "", "ground truth"),
+    "answer": (pa.string(), "", "ground truth, its first 2,000 characters"),
     "response": (pa.string(), "", "response text"),
 }
 # Few distinct values: a dictionary beats every other encoding. Anywhere else it costs time and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ class Window:
     def forget_waiting(self) -> None:
         """Drop the token and step rows of the step that has not ended; samples stay."""
         self._waiting_tokens, self._waiting_steps = [], []
+    @property
+    def waiting_tokens(self) -> Sequence[Columns]:
+        """Token rows of the step that the next commit() ends."""
+        return self._waiting_tokens
+
+    def drop_waiting_tokens(self) -> None:
+        self._waiting_tokens = []
 
     def commit(self, step: int) -> None:
         """Take over what waits for `step`; ValueError where a waiting row is of another step."""

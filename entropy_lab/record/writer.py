@@ -19,9 +19,12 @@ import pyarrow as pa
 
 from entropy_lab.errors import RunError
 from entropy_lab.record.background import BackgroundWriter
+from entropy_lab.record.budget import LogBudget
 from entropy_lab.record.manifest import read_info, set_status, update_info
-from entropy_lab.record.metrics import MetricsWriter, read_metrics
-from entropy_lab.record.parts import list_parts, make_folder, rank_folder, write_table
+from entropy_lab.record.merge import merge_parts
+from entropy_lab.record.metrics import MetricsWriter
+from entropy_lab.record.parts import make_folder, rank_folder, write_table
+from entropy_lab.record.rewind import resumable_line
 from entropy_lab.record.rows import checked_tokens, sample_chunk
 from entropy_lab.record.schema import (
     FOOTER,
@@ -42,6 +45,7 @@ class RunWriter:
     fewer than `queue_size` earlier ones are under way, so `tokens_through` in metrics.jsonl
     depends on the rows alone; with "drop" the token rows of a window are dropped instead of
     waiting, counted in run.json, and `tokens_through` is what happens to be durable.
+    `max_bytes` (0: none): as in LogBudget, and every line of metrics.jsonl says where it stands.
     `measured`: only these float columns of the profile, see token_schema.
     Ranks above 0 write tokens/ and samples/ only. agreed: makes of a rank's tokens_through that of
     all ranks, each of which calls it at every commit and flush.
@@ -69,6 +73,8 @@ class RunWriter:
         queue_size: int = 2,
         on_full: Literal["block", "drop"] = "block",
         agreed: Callable[[int | None], int | None] = lambda through: through,
+        merge: bool = True,
+        max_bytes: float = 0,
     ) -> None:
         limits = {"flush_steps": flush_steps, "flush_rows": flush_rows, "queue_size": queue_size}
         for name, value in limits.items():
@@ -80,12 +86,12 @@ class RunWriter:
             raise ValueError("on_full='drop' is for rank 0: each rank would drop other windows")
         self.run_dir = Path(run_dir)
         self._rank, self._limits, self._drop = rank, limits, on_full == "drop"
-        self._agreed = agreed
+        self._agreed, self._merges = agreed, merge
         names = profile_predictors(profile) if predictors is None else predictors
         footer = _footer({"estimators": ",".join(names), **(meta or {})})
         schema = token_schema(profile, predictors, extra, deep, measured)
         self._schema = schema.with_metadata(footer)
-        self._window = Window()
+        self._window, self._max_bytes = Window(), max_bytes
         self._under_way: deque[tuple[int, int]] = deque()  # (last step of a window, its job)
         self._error: RunError | None = None
         self._closed = False
@@ -94,7 +100,9 @@ class RunWriter:
     def _open(self) -> None:
         self.dropped_windows = int(read_info(self.run_dir).get("dropped_windows") or 0)
         # All that a finished or rewound directory holds is durable.
-        self._last_step = self._tokens_through = _resumable_step(self.run_dir, self._rank)
+        last = resumable_line(self.run_dir, self._rank)
+        self._last_step = self._tokens_through = last.get("step")
+        self._budget = LogBudget(self._max_bytes, last)
         for kind in ("tokens", "samples"):
             make_folder(rank_folder(self.run_dir, kind, self._rank))
         self._metrics = None
@@ -102,6 +110,11 @@ class RunWriter:
             make_folder(self.run_dir / "steps")
             self._metrics = MetricsWriter(self.run_dir)
         self._background = BackgroundWriter()
+
+    @property
+    def full(self) -> bool:
+        """Whether the log has met `max_bytes`."""
+        return self._budget.full
 
     @property
     def token_columns(self) -> list[str]:
@@ -138,7 +151,7 @@ class RunWriter:
     def samples(self, columns: Mapping[str, Any]) -> None:
         """Rows of samples/, handed in before the commit() of their first step, column `step`."""
         self._check()
-        chunk = sample_chunk(columns, sample_schema())
+        chunk = self._budget.samples(sample_chunk(columns, sample_schema()))
         steps = chunk["step"].to_pylist()
         if steps and self._last_step is not None and min(steps) <= self._last_step:
             raise ValueError(
@@ -167,6 +180,8 @@ class RunWriter:
         step = int(metrics["step"])
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(f"commit of step {step} after step {self._last_step}: steps must grow")
+        if not self._budget.keeps_tokens(self._window.waiting_tokens):
+            self._window.drop_waiting_tokens()
         # Rows before the line: interrupted in between, readers ignore rows that have no line.
         self._window.commit(step)
         window, limits = self._window, self._limits
@@ -175,6 +190,7 @@ class RunWriter:
         through = self._agreed(self._tokens_through)
         if self._metrics is not None:
             line = {**metrics, "step": step, "tokens_through": through}
+            line |= self._budget.facts
             self._try(partial(self._metrics.append, line))
         self._last_step = step
         if due:
@@ -200,6 +216,8 @@ class RunWriter:
     def close(self, status: str = "finished") -> None:
         """Flush, stop the thread and set the run's status; a second call does nothing.
 
+        With `merge` the parts of a finished run become few large ones; where that fails they stay,
+        and run.json says why as "merge_error".
         After a failed write the status is "failed", and the RunError is raised here only where
         no call before has raised it. Rows of a step that was not committed are left out.
         """
@@ -216,9 +234,10 @@ class RunWriter:
             self._background.stop()
             if self._metrics is not None:
                 self._metrics.close()
+        facts = self._merge() if status == "finished" and not self._error else {}
         if self._rank == 0:
             try:
-                set_status(self.run_dir, "failed" if self._error else status)
+                set_status(self.run_dir, "failed" if self._error else status, **facts)
             except RunError as error:  # where a write has failed before, this one says no more
                 self._error = self._error or error
         if self._error is not None and not told:
@@ -240,6 +259,14 @@ class RunWriter:
             self.close("interrupted" if isinstance(value, KeyboardInterrupt) else "failed")
         except RunError as error:  # must not hide what is under way
             value.add_note(str(error))
+
+    def _merge(self) -> dict[str, str]:
+        try:
+            if self._merges:
+                merge_parts(self.run_dir, self._rank)
+        except RunError as error:  # all rows are there already
+            return {"merge_error": str(error)}
+        return {}
 
     def _check(self) -> None:
         if self._closed:
@@ -284,19 +311,3 @@ class RunWriter:
 def _footer(meta: Mapping[str, str]) -> dict[str, str]:
     entries = {"schema_version": str(SCHEMA_VERSION), "unit": "nats", **meta}
     return {f"{FOOTER}{key}": str(value) for key, value in entries.items()}
-
-
-def _resumable_step(run_dir: Path, rank: int) -> int | None:
-    """The last step of a directory that can be continued as it is; RunError where it cannot."""
-    log = read_metrics(run_dir)
-    if rank:
-        return log.last_step
-    parts = list_parts(run_dir / "steps")
-    written = parts[-1].last if parts else None
-    if log.torn or log.bad or written != log.last_step:
-        raise RunError(
-            f"{run_dir} was interrupted: metrics.jsonl ends at step {log.last_step}"
-            f"{' with a torn line' if log.torn else ''} and its rows at step {written}; rewind it "
-            "to a checkpoint first (--resume does)"
-        )
-    return log.last_step

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from entropy_lab.record.evals import read_evals
-from entropy_lab.record.metrics import read_metrics
+from entropy_lab.record.metrics import last_metrics
 from entropy_lab.train.config import Config
 
 ROLLOUTS = 10  # that the running reward is averaged over
@@ -34,8 +34,8 @@ def score_name(config: Config) -> str:
 
 
 def _reward(config: Config, run_dir: Path, step: int) -> float | None:
-    first = step - ROLLOUTS * config.train.minibatches
-    lines = [m for m in read_metrics(run_dir).lines if first <= m["step"] < step]
+    count = ROLLOUTS * config.train.minibatches
+    lines = [m for m in last_metrics(run_dir, count) if step - count <= m["step"] < step]
     return _mean([m["reward"] for m in lines if m.get("reward") is not None])
 
 

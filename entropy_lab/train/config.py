@@ -162,6 +162,11 @@ def _section(name: str, values: dict[str, Any], source: str) -> Any:
         raise ConfigError(f"{source}: {name}.{explain(e)}") from None
 
 
+def reward_config(values: dict[str, Any]) -> RewardConfig:
+    """The section [reward] alone; ConfigError as `load_config`."""
+    return _section("reward", values, "settings")
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)

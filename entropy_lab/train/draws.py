@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from entropy_lab.errors import RunError
+from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.train.gather import Scored, left_out_rows, sample_rows
 from entropy_lab.train.policy import Micro
 from entropy_lab.train.prompts import encode_prompt
-from entropy_lab.train.tasks import Problem, prompt_text
+from entropy_lab.train.rewards import Rewarder
+from entropy_lab.train.tasks import Problem, Source, prompt_text
 
 if TYPE_CHECKING:
+    from entropy_lab.train.config import Config
     from entropy_lab.train.parts import Parts
 
 _MOST_REDRAWS = 100
+
+
+def check_problems(config: Config, source: Source, rewarder: Rewarder, tokenizer: Any) -> None:
+    """Raise ConfigError, before anything is trained, for the first problem of the files that cannot
+    be graded, and with rollout.long_prompts = "refuse" for the longest prompt over the limit."""
+    held_out = source.benchmarks(config.eval.problems) if config.eval.every else {}
+    rewarder.check([*source.training, *(p for part in held_out.values() for p in part)])
+    limit = config.rollout.max_prompt_tokens
+    if not limit or config.rollout.long_prompts != "refuse" or not source.training:
+        return
+    lengths = [len(encode_prompt(tokenizer, p.prompt)) for p in source.training]
+    if max(lengths) > limit:
+        over, where = sum(n > limit for n in lengths), lengths.index(max(lengths))
+        longest = prompt_text(source.training[where].prompt)[:60]
+        raise ConfigError(
+            f"{over:,} of {len(lengths):,} prompts have more than rollout.max_prompt_tokens = "
+            f"{limit} tokens; the longest, {longest!r}, has {max(lengths)}: raise it, or set "
+            'rollout.long_prompts to "drop" or "left"'
+        )
 
 
 def draw_prompts(

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from entropy_lab.record import token_schema
-from entropy_lab.train.best import score_name
 from entropy_lab.train.config import Config
 from entropy_lab.train.cost import announced
-from entropy_lab.train.memory import ALL, memory_parts, micro_size, peak, shape_of
+from entropy_lab.train.disk import disk_lines, size
+from entropy_lab.train.draws import check_problems
+from entropy_lab.train.memory import ALL, Shape, memory_parts, micro_size, peak, shape_of
 from entropy_lab.train.model import new_model
 from entropy_lab.train.pretrained import outline
 from entropy_lab.train.prompts import encode_prompt
@@ -21,10 +21,9 @@ from entropy_lab.train.rewards import make_rewarder
 from entropy_lab.train.schedule import scheduled_steps
 from entropy_lab.train.tasks import Place, Task, make_task, worked_task
 from entropy_lab.train.tokenizer import character_tokenizer
+from entropy_lab.train.trainable import choose_trainable
 
 _DRAWN = 256  # problems whose prompts are measured
-# Bytes of a token row on disk: of each float column, and of all keys together. Measured.
-_PER_FLOAT, _PER_KEYS = 3.7, 2.0
 
 
 def describe(config: Config, out: Path) -> str:
@@ -34,9 +33,10 @@ def describe(config: Config, out: Path) -> str:
     writes nothing. Raises ConfigError for what a run would refuse at its start.
     """
     task = make_task(config.task.name, **config.task.params)
-    make_rewarder(config.reward, task)
+    rewarder = make_rewarder(config.reward, task)
     model, tokenizer = _outline(config, task)
     source = task.source(partial(encode_prompt, tokenizer))
+    check_problems(config, source, rewarder, tokenizer)
     problems = source.draw(_DRAWN, Place(config.run.seed, "dry run", 0, "dry run", 0))
     lengths = sorted(len(encode_prompt(tokenizer, p.prompt)) for p in problems)
     said = [
@@ -46,7 +46,7 @@ def describe(config: Config, out: Path) -> str:
         *_batches(config, lengths[-1]),
         *_evaluations(config),
         *_memory(config, model, lengths[-1]),
-        *_disk(config, model),
+        *disk_lines(config, model),
         announced(config) or "probe: off",
     ]
     return "\n".join([config.to_toml(), *(f"# {line}" for line in said)])
@@ -55,10 +55,13 @@ def describe(config: Config, out: Path) -> str:
 def _outline(config: Config, task: Task) -> tuple[Any, Any]:
     """(model on the meta device, which holds no numbers, tokenizer)."""
     if config.model.path:
-        return outline(config.model.path, config.model)
-    tokenizer = character_tokenizer(worked_task(task).alphabet)
-    with torch.device("meta"):
-        return new_model(config, tokenizer), tokenizer
+        model, tokenizer = outline(config.model.path, config.model)
+    else:
+        tokenizer = character_tokenizer(worked_task(task).alphabet)
+        with torch.device("meta"):
+            model = new_model(config, tokenizer)
+    choose_trainable(model, config.model)
+    return model, tokenizer
 
 
 def _model(config: Config, model: Any, lengths: list[int]) -> list[str]:
@@ -67,7 +70,7 @@ def _model(config: Config, model: Any, lengths: list[int]) -> list[str]:
     middle = statistics.median_low(lengths)
     lines = [
         f"model: {type(model).__name__}, {shape.layers} layers of {shape.hidden}, vocabulary "
-        f"{shape.vocab:,}, {shape.parameters / 1e6:,.1f} M parameters; {where}",
+        f"{shape.vocab:,}, {shape.parameters / 1e6:,.1f} M parameters{_trained(shape)}; {where}",
         f"prompts: {lengths[0]} to {lengths[-1]} tokens, median {middle} ({len(lengths)} drawn); "
         f"responses: up to {config.rollout.max_tokens}",
     ]
@@ -83,6 +86,12 @@ def _model(config: Config, model: Any, lengths: list[int]) -> list[str]:
     if positions and longest > positions:
         lines.append(f"warning: {longest} tokens are more than the model's {positions} positions")
     return lines
+
+
+def _trained(shape: Shape) -> str:
+    """How many parameters are trained, where some are not."""
+    trained = shape.parameters - shape.frozen + shape.adapters
+    return f", {trained / 1e6:,.3g} M trained" if shape.frozen else ""
 
 
 def _batches(config: Config, prompt_tokens: int) -> list[str]:
@@ -134,38 +143,3 @@ def _memory(config: Config, model: Any, prompt_tokens: int) -> list[str]:
     if config.rollout.engine != "hf":
         lines.append(f"  beside the share of the device that {config.rollout.engine} takes")
     return lines
-
-
-def _disk(config: Config, model: Any) -> list[str]:
-    t, p, r = config.train, config.probe, config.rollout
-    parts = memory_parts(config, shape_of(model), 1)
-    one = sum(part.bytes for part in parts if part.what.startswith(("weights (", "optimizer (")))
-    made = -(-t.rollouts // t.checkpoint_every) if t.checkpoint_every else 1
-    kept = min(made, t.keep_checkpoints + bool(t.keep_best)) if t.keep_checkpoints else made
-    best = f", the best by {score_name(config)} among them" if t.keep_best else ""
-    lines = [f"disk: {kept} of {made} checkpoints kept, {size(one)} each{best}"]
-    if t.replay_every:
-        points = -(-t.rollouts // t.replay_every)
-        points = min(points, t.keep_replays or points)
-        lines.append(f"disk: {points} replay points, {size(one)} each and their minibatches")
-    if p.enabled:
-        schema = token_schema(p.profile, deep=p.deep_every > 0)
-        row = _PER_FLOAT * sum(str(f.type) == "float" for f in schema) + _PER_KEYS
-        sides = 1 + (p.held_out and (t.minibatches > 1 or p.fixed_responses > 0))
-        rows = r.prompts * r.group_size / t.minibatches * p.fraction * r.max_tokens * sides
-        every = f"each {p.every}. step" if p.every > 1 else "a step"
-        probed = -(-t.rollouts * t.minibatches // p.every)
-        lines.append(
-            f"disk: log of at most {rows:,.0f} token rows {every}, {size(rows * row)}; "
-            f"{size(rows * row * probed)} in all"
-        )
-    return lines
-
-
-def size(amount: float) -> str:
-    """Bytes in units of 1000: 1.2 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 999.5:
-            return f"{amount:.3g} {unit}"
-        amount /= 1000
-    return f"{amount:.3g} TB"

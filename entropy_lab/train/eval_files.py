@@ -18,13 +18,13 @@ from entropy_lab.record import run_lock, write_evals
 from entropy_lab.record.evals import read_answers, write_answers
 from entropy_lab.record.parts import make_folder, write_file
 from entropy_lab.train.checks import check_samples
-from entropy_lab.train.config import Config, override
+from entropy_lab.train.config import Config, override, reward_config
 from entropy_lab.train.eval_target import Target, find_target
 from entropy_lab.train.evaluate import chosen_k
 from entropy_lab.train.exam import Examinee, Sampling, ask, examinee, portions, summary
 from entropy_lab.train.messages import explain
 from entropy_lab.train.prompts import encode_prompt
-from entropy_lab.train.rewards import make_rewarder
+from entropy_lab.train.rewards import RewardConfig, make_rewarder
 from entropy_lab.train.rollout import ENGINES
 from entropy_lab.train.tasks import Data, Encode, Problem, Task, make_task
 
@@ -72,13 +72,15 @@ def evaluate_files(
     """
     target = find_target(path)
     how, ks = _sampling(asked, target.config)
-    task = _task(asked, target)
+    task, reward = _task(asked, target)
+    target = replace(target, config=replace(target.config, reward=reward))
     model, tokenizer = target.load()
     benchmarks = _benchmarks(asked, task, partial(encode_prompt, tokenizer), target.config)
     engine = ENGINES[target.config.rollout.engine](target.config)
     rewarder = make_rewarder(target.config.reward, task)
     who = examinee(target.config, model, tokenizer, engine, rewarder)
     who = replace(who, batch=asked.batch or who.batch)
+    rewarder.check(p for problems in benchmarks.values() for p in problems)
     folder = out or target.out
     make_folder(folder)
     rows = []
@@ -174,9 +176,9 @@ def _sampling(asked: Asked, config: Config) -> tuple[Sampling, list[int]]:
     return Sampling(e.samples, e.temperature, e.top_p, max_tokens, seed), chosen_k(e)
 
 
-def _task(asked: Asked, target: Target) -> Task:
-    """The task whose problems are asked, and which grades: with benchmark files, "data"."""
-    settings = {"task": target.config.to_dict()["task"]}
+def _task(asked: Asked, target: Target) -> tuple[Task, RewardConfig]:
+    """The task whose problems are asked, with benchmark files "data", and what grades them."""
+    settings = {name: target.config.to_dict()[name] for name in ("task", "reward")}
     if asked.benchmarks:
         if settings["task"]["name"] != Data.name:
             settings["task"] = {"name": Data.name}
@@ -186,11 +188,13 @@ def _task(asked: Asked, target: Target) -> Task:
     elif not target.is_run:
         raise ConfigError("a model folder has no problems of its own: give --bench FILE")
     for text in asked.overrides:
-        if not text.strip().startswith("task."):
-            raise ConfigError(f"--set {text}: an evaluation takes task.KEY=VALUE alone")
+        if not text.strip().startswith(("task.", "reward.")):
+            raise ConfigError(
+                f"--set {text}: an evaluation takes task.KEY=VALUE and reward.KEY=VALUE alone"
+            )
         override(settings, text)
     name = settings["task"].pop("name")
-    return make_task(name, **settings["task"])
+    return make_task(name, **settings["task"]), reward_config(settings["reward"])
 
 
 def _benchmarks(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropy_lab.record import write_evals
+from entropy_lab.record.evals import write_answers
 from entropy_lab.train.exam import Sampling, ask, examinee, portions, summary
 from entropy_lab.train.pass_at_k import powers_of_two
 from entropy_lab.train.settings import EvalConfig
@@ -28,7 +29,7 @@ def evaluate_if_due(parts: Parts, run_dir: Path, progress: Progress) -> float:
     if not every or within or (rollout % every and rollout != train.rollouts):
         return 0.0
     started = time.perf_counter()
-    rows = evaluate(parts, parts.probe.step)
+    rows = evaluate(parts, parts.probe.step, run_dir)
     if parts.world.rank == 0:
         write_evals(run_dir, rows)
     parts.world.told(None)  # the score of a checkpoint reads them
@@ -36,12 +37,13 @@ def evaluate_if_due(parts: Parts, run_dir: Path, progress: Progress) -> float:
     return time.perf_counter() - started
 
 
-def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
+def evaluate(parts: Parts, step: int, run_dir: Path | None = None) -> list[dict[str, Any]]:
     """The rows of evals.parquet for the present weights, after `step` optimizer steps.
 
-    `samples` responses to each problem of the task's benchmarks: held-out problems, or those of
-    its validation files; a pure function of weights, settings and run.seed. Several ranks share
-    the portions, each of which has a seed of its own.
+    With eval.keep_answers the responses go to RUN/eval/training/step-NNNNNN/BENCHMARK. `samples`
+    responses to each problem of the task's benchmarks: held-out problems, or those of its
+    validation files; a pure function of weights, settings and run.seed. Several ranks share the
+    portions, each of which has a seed of its own.
     """
     config, e = parts.config, parts.config.eval
     who = examinee(config, parts.model, parts.tokenizer, parts.engine, parts.rewarder)
@@ -51,10 +53,13 @@ def evaluate(parts: Parts, step: int) -> list[dict[str, Any]]:
     world.fill()
     world.at("an evaluation")
     for name, problems in parts.source.benchmarks(e.problems).items():
-        asked = [
-            ask(who, problems, first, last, how, step)
-            for first, last in world.deal(list(portions(problems, e.samples, who.batch)))
-        ]
+        asked = []
+        for first, last in world.deal(list(portions(problems, e.samples, who.batch))):
+            answers = ask(who, problems, first, last, how, step)
+            if e.keep_answers and run_dir is not None:
+                place = run_dir / "eval" / "training" / f"step-{step:06d}" / name
+                write_answers(place, first, last, answers)
+            asked.append(answers)
         rows = [row for portion in world.collect(asked) for row in portion]
         found += summary(name, step, rows, how, chosen_k(e))
     return found

@@ -65,6 +65,7 @@ class Examinee:
 # Responses that an engine with a scheduler of its own is asked for at a time: each call hands it
 # the weights.
 _SCHEDULED = 4096
+_LONGEST = 2000  # characters of a ground truth in the log
 
 
 def examinee(
@@ -132,6 +133,7 @@ def ask(
                     "prompt_id": problem.prompt_id,
                     "reward": float(scored.reward[i]),
                     "accuracy": float(scored.accuracy[i]),
+                    "note": scored.note[i],
                     "length": length[i],
                     "truncated": truncated[i],
                     "entropy": entropy[i],
@@ -145,8 +147,9 @@ def ask(
 
 
 def answer_text(answer: Any) -> str:
-    """A ground truth as text, for the log."""
-    return answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    """A ground truth as text, for the log; tests of programs may take megabytes, so it is cut."""
+    text = answer if isinstance(answer, str) else json.dumps(answer, default=str)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 @torch.no_grad()

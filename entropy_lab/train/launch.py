@@ -41,6 +41,8 @@ _RESUMABLE = (
     "train.keep_checkpoints",
     "train.parallel",
     "train.hang_timeout",
+    "train.keep_replays",
+    "train.max_log_gb",
     "tracker.name",
     "tracker.project",
     "rollout.max_prompt_tokens",
@@ -302,6 +304,7 @@ def _facts(config: Config) -> dict[str, Any]:
     method = make_method(config.method.name, **config.method.params)
     return {
         "method": {"name": config.method.name, "source": method.source, **saved(asdict(method))},
+        "unconfirmed": method.unconfirmed,  # which of the method's constants no source confirmed
         "device": device_of(config.model.device).type,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": config.run.threads or torch.get_num_threads(),

@@ -87,6 +87,8 @@ def train(
                 )
                 started, time_eval = now, 0.0
                 tracker.step(metrics)
+                if probe.writer.full:
+                    progress.say_once({"full": full_log(config, probe.step - 1)})
                 progress.step(metrics, probe.step, config.train.rollouts * minibatches)
             last, stopped = rollout + 1 == config.train.rollouts, world.asked(stop)
             if last or stopped or is_every(rollout + 1, config.train.checkpoint_every):
@@ -119,6 +121,13 @@ def save(parts: Parts, run_dir: Path, state: dict[str, Any], tensors: dict[str, 
         tokenizer=None if parts.config.model.lora_rank else parts.tokenizer,
         score=checkpoint_score(parts.config, run_dir, step),
         world=parts.world,
+    )
+
+
+def full_log(config: Config, step: int) -> str:
+    return (
+        f"step {step}: the log has met train.max_log_gb = {config.train.max_log_gb:g}; from here "
+        "on token rows and texts are left out, everything else is logged"
     )
 
 

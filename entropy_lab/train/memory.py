@@ -16,7 +16,10 @@ STEP = frozenset({"update", "probe"})  # the probe measures while the gradient i
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes; parameters counts tied ones once, kv is key-value heads x their width."""
+    """A decoder's sizes; parameters counts tied ones once, kv is key-value heads x their width.
+
+    frozen: those of the parameters that are not trained; adapters: numbers in adapters beside them.
+    """
 
     parameters: int
     layers: int
@@ -24,6 +27,8 @@ class Shape:
     intermediate: int
     kv: int
     vocab: int
+    frozen: int = 0
+    adapters: int = 0
 
 
 class Part(NamedTuple):
@@ -37,6 +42,7 @@ class Part(NamedTuple):
 def shape_of(model: torch.nn.Module) -> Shape:
     """The sizes of a model of transformers, which may be on the meta device, without any weights.
 
+    What is frozen and what an adapter is as `choose_trainable` left it.
     Sizes that its configuration does not name count as 0: the estimate is then too low.
     """
     whole: Any = model.config
@@ -47,21 +53,25 @@ def shape_of(model: torch.nn.Module) -> Shape:
 
     heads = size("num_attention_heads", 1)
     width = size("head_dim", size("hidden_size") // heads)
+    named = list(model.named_parameters())
+    adapters = sum(p.numel() for name, p in named if ".lora_" in name)
     return Shape(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=sum(p.numel() for _, p in named) - adapters,
         layers=size("num_hidden_layers"),
         hidden=size("hidden_size"),
         intermediate=size("intermediate_size"),
         kv=width * size("num_key_value_heads", heads),
         vocab=size("vocab_size"),
+        frozen=sum(p.numel() for _, p in named if not p.requires_grad),
+        adapters=adapters,
     )
 
 
 def memory_parts(config: Config, shape: Shape, prompt_tokens: int) -> list[Part]:
     """The estimate in bytes for prompts of `prompt_tokens`, all responses at full length.
 
-    Weights, gradients and optimizer state are exact for a model that is trained whole; logits are
-    one micro-batch's (B, T+1, V) and their gradient. Activations are rough: what the layers of
+    Weights, and gradients and optimizer state of what is trained, are exact; logits are one
+    micro-batch's (B, T+1, V) and their gradient. Activations are rough: what the layers of
     Qwen2 and Llama keep for the backward pass, 8 hidden + 2 kv + 4 intermediate numbers a token and
     layer, of which norms and residuals stay float32. Left out: the allocator's own loss, buffers
     of kernels, and whatever else lives on the device.
@@ -69,7 +79,9 @@ def memory_parts(config: Config, shape: Shape, prompt_tokens: int) -> list[Part]
     m, o, p = config.model, config.optimizer, config.probe
     own = _width(m.dtype)
     low = own if m.autocast == "none" else _width(m.autocast)
-    weights = shape.parameters * own
+    # Adapters are float32 whatever the weights are; autocast keeps casts of trained weights alone.
+    weights = shape.parameters * own + 4 * shape.adapters
+    trained = weights - shape.frozen * own
     states = {"adamw": 2, "sgd": 1 if o.beta1 else 0}[o.name]
     rows, tokens = micro_size(config, prompt_tokens)
     logits = rows * (config.rollout.max_tokens + 1) * shape.vocab * low
@@ -82,14 +94,14 @@ def memory_parts(config: Config, shape: Shape, prompt_tokens: int) -> list[Part]
         kept = layer + 4 * tokens * shape.hidden * shape.layers
     parts = [
         Part(f"weights ({shape.parameters / 1e6:,.1f} M)", weights, ALL),
-        Part(f"optimizer ({o.name})", states * weights, ALL),
-        Part("gradients", weights, STEP),
-        Part(f"weights in {m.autocast}", shape.parameters * low if low < own else 0, STEP),
+        Part(f"optimizer ({o.name})", states * trained, ALL),
+        Part("gradients", trained, STEP),
+        Part(f"weights in {m.autocast}", trained // own * low if low < own else 0, STEP),
         Part("activations (rough)", kept, frozenset({"update"})),
         Part("logits and their gradient", 2 * logits, frozenset({"update"})),
         Part("logits of a probe pass", logits if p.enabled else 0, frozenset({"probe"})),
         Part("weights in float32", _float32_copy(config, shape, own), frozenset({"probe"})),
-        Part("deep step (theta, path)", _deep(config, weights), frozenset({"probe"})),
+        Part("deep step (theta, path)", _deep(config, trained), frozenset({"probe"})),
         _cache(config, shape, prompt_tokens),
     ]
     return [part for part in parts if part.bytes]
@@ -118,11 +130,11 @@ def _float32_copy(config: Config, shape: Shape, own: int) -> int:
     return 4 * shape.parameters if asked and own < 4 else 0
 
 
-def _deep(config: Config, weights: float) -> float:
+def _deep(config: Config, trained: float) -> float:
     """theta before the step (unless kept on the host), its change, and one point between."""
     if not (config.probe.enabled and config.probe.deep_every):
         return 0
-    return weights * (2 if config.probe.snapshots == "cpu" else 3)
+    return trained * (2 if config.probe.snapshots == "cpu" else 3)
 
 
 def _cache(config: Config, shape: Shape, prompt_tokens: int) -> Part:

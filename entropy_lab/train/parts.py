@@ -20,7 +20,7 @@ from entropy_lab.record.manifest import read_info, update_info
 from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.checkpoint import load_checkpoint, load_optimizer
 from entropy_lab.train.config import Config
-from entropy_lab.train.draws import draw_prompts
+from entropy_lab.train.draws import check_problems, draw_prompts
 from entropy_lab.train.gather import Rules, Scored, make_micros, score_responses
 from entropy_lab.train.layout import Layout
 from entropy_lab.train.model import load_model
@@ -236,7 +236,8 @@ def check_best_on(parts: Parts) -> None:
 def read_data(parts: Parts, run_dir: Path, state: dict[str, Any], progress: Progress) -> None:
     """Read the files of a task that has some: said in a line, and kept in run.json as "data".
 
-    Raises RunError where a run goes on that had other problems before.
+    Raises RunError where a run goes on that had other problems before, ConfigError as
+    `check_problems` does.
     """
     facts = parts.source.facts
     if not facts:
@@ -248,6 +249,7 @@ def read_data(parts: Parts, run_dir: Path, state: dict[str, Any], progress: Prog
             f"{facts['fingerprint']}, then {before}): put the files of task.train back as they "
             "were, or start anew"
         )
+    check_problems(parts.config, parts.source, parts.rewarder, parts.tokenizer)
     update_info(run_dir, data=dict(facts))
     progress.say(parts.source.summary)
 
@@ -296,4 +298,5 @@ def make_probe(
         on_alarm=None,
         world=world,
         loss_score=loss_score,
+        max_log_bytes=config.train.max_log_gb * 1e9,
     )

@@ -162,7 +162,9 @@ class TrainConfig:
     checkpoint_every counts rollouts (0: only at the end); keep_checkpoints 0 keeps all, any other
     number the newest ones and the best by keep_best: "reward", the mean of the last 10 rollouts,
     or "avg_at_k", the evaluation of these weights on the benchmark best_on ("": mean of all).
-    replay_every: rollouts between two replay points (0: none), for `audit --replay`.
+    replay_every: rollouts between two replay points (0: none), for `audit --replay`; keep_replays:
+    how many of the newest stay (0: all). max_log_gb: past it token rows and the texts of samples
+    are left out, and the log says so (0: no limit).
     Of several processes (torchrun) "ddp", which is "auto", keeps a whole model in each; "fsdp"
     splits weights, gradients and optimizer state (FSDP2). hang_timeout: seconds without progress
     after which a rank counts as hung, above the longest call of a reward.
@@ -181,6 +183,7 @@ class TrainConfig:
     best_on: str = ""
     replay_every: Count = 0
     keep_replays: Count = 0
+    max_log_gb: NonNegative = 0.0
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     hang_timeout: Rate = 1800.0
 
@@ -215,7 +218,8 @@ class EvalConfig:
 
     every 0: never. problems: how many (of data: at most that many of each validation file, 0 for
     all). samples: responses to each; temperature 0: the likeliest one. k: those of pass@k; empty:
-    1, 2, 4, ... up to max_k (0: up to samples); max_tokens 0: that of [rollout].
+    1, 2, 4, ... up to max_k (0: up to samples); max_tokens 0: that of [rollout]. keep_answers:
+    every response is kept under RUN/eval/training, as `entropy-lab eval` keeps them.
     """
 
     every: Count = 0
@@ -226,6 +230,7 @@ class EvalConfig:
     temperature: NonNegative = 1.0
     top_p: PositiveShare = 1.0
     max_tokens: Count = 0
+    keep_answers: bool = False
 
 
 @dataclass(frozen=True, config=STRICT)

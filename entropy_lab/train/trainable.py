@@ -64,6 +64,9 @@ def _add_adapters(model: Any, settings: ModelConfig) -> None:
             inject_adapter_in_model(lora, model)
     except ValueError as e:
         raise ConfigError(f"model.lora_targets: {str(e).strip().splitlines()[0]}") from None
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:  # peft gave it the dtype of the layer
+            parameter.data = parameter.data.float()
     if any(isinstance(m, ParamWrapper) for m in model.modules()):
         raise ConfigError(
             "model.lora_targets: peft adapts the experts of this model by exchanging their weights "

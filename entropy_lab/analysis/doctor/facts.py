@@ -71,6 +71,14 @@ class Facts:
     def method(self) -> dict[str, Any]:
         return self.run.info.get("method") or {}
 
+    @cached_property
+    def full_from(self) -> int | None:
+        """The first step after which a limit on the log's size left rows out; None without one."""
+        lines = self.run.metrics()
+        if "log_full" not in lines or not (full := lines["log_full"].eq(True)).any():
+            return None
+        return int(lines.loc[full, "step"].iloc[0])
+
     def bound(self, name: str) -> float | None:
         """A clip bound of the method; None where it has none of that name, inf where it is off."""
         if name not in self.method:

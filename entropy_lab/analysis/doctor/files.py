@@ -163,7 +163,8 @@ def token_steps(facts: Facts) -> Verdict | None:
         wanted = set(range(0, (facts.run.last_step or 0) + 1, int(every)))
     if not facts.finished:  # the last part may not be on disk
         wanted = {s for s in wanted if s <= max(have, default=-1)}
-    missing = sorted(wanted - have)
+    end = facts.full_from
+    missing = sorted(s for s in wanted - have if end is None or s < end)
     off = sorted(s for s in have if every and s % every)
     if missing:
         dropped = facts.run.info.get("dropped_windows")
@@ -185,6 +186,13 @@ def token_steps(facts: Facts) -> Verdict | None:
             "no token rows at all",
             "only the tables of steps and samples were checked",
             "record with probe.every of at least 1",
+        )
+    if end is not None:
+        return Verdict(
+            "note",
+            f"rows of {len(have)} probed steps; none from step {end} on",
+            "the log met the limit that was set for it (train.max_log_gb)",
+            "to cover a whole run within the limit probe fewer steps (probe.every)",
         )
     return Verdict("ok", f"rows of {len(have)} probed steps")
 
@@ -236,7 +244,11 @@ def _lost(facts: Facts) -> int:
         return 0
     if facts.run.info.get("dropped_windows") or "inclusion_prob" not in data:
         return 0
-    certain = data.loc[(data["inclusion_prob"] == 1) & (data["length"] > 0), "uid"]
+    certain = (data["inclusion_prob"] == 1) & (data["length"] > 0)
+    if facts.full_from is not None:
+        # Of the last rollout before it some steps may be left out.
+        certain &= data["step"] + data["minibatch"] < facts.full_from
+    certain = data.loc[certain, "uid"]
     return len(np.setdiff1d(certain.to_numpy(), facts.uids))
 
 

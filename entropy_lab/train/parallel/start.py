@@ -56,6 +56,11 @@ def check_several(config: Config, size: int) -> None:
             f"model.lora_rank = {config.model.lora_rank} with train.parallel = 'fsdp': adapters "
             'are small enough for every process, so set train.parallel to "ddp"'
         )
+    if config.train.max_log_gb:
+        raise ConfigError(
+            f"train.max_log_gb = {config.train.max_log_gb:g} counts the rows of one process, not of "
+            f"{size}: bound the log with probe.every and probe.fraction instead"
+        )
 
 
 def ranks_of_run(info: Mapping[str, Any], step: int, size: int) -> dict[str, Any]:

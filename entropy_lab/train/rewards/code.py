@@ -19,7 +19,7 @@ from typing import Any
 
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.rewards.code_run import Budget, CaseOutcome, Limits, run_tests
-from entropy_lab.train.rewards.code_tests import Tests, read_tests
+from entropy_lab.train.rewards.code_tests import AssertTests, Tests, parses, read_tests
 from entropy_lab.train.rewards.isolation import Isolation, isolation
 from entropy_lab.train.rewards.sandbox import Sandbox
 
@@ -48,6 +48,11 @@ class CodeGraded:
         return sum(case.outcome == "passed" for case in self.cases) / self.total
 
     @property
+    def marks(self) -> str:
+        """A letter for each test, in order: the first of its outcome, - where it was not run."""
+        return "".join(case.outcome[0] for case in self.cases).ljust(self.total, "-")
+
+    @property
     def reason(self) -> str:
         """The first failure, e.g. "test 3 of 10: timeout: ..."; empty where all passed."""
         for number, case in enumerate(self.cases, 1):
@@ -68,6 +73,15 @@ def extract_code(response: str) -> str:
     if python or blocks:
         return python[-1] if python else blocks[-1][1]
     return response
+
+
+def completed(program: str, tests: Tests) -> str:
+    """The program, or, where it is none but goes on where the prompt ends (as a base model does
+    with HumanEval's), prompt and program together."""
+    if isinstance(tests, AssertTests) and tests.prompt and not parses(program):
+        together = tests.prompt + program
+        return together if parses(together) else program
+    return program
 
 
 class CodeGrader:
@@ -122,7 +136,7 @@ class CodeGrader:
         return list(self._pool.map(lambda job: self._one(*job), jobs))
 
     def _one(self, response: str, tests: Tests) -> CodeGraded:
-        program = extract_code(response)
+        program = completed(extract_code(response), tests)
         sandbox = self._free.get()
         try:
             cases, total = run_tests(sandbox, program, tests, Budget(self.limits))

@@ -143,7 +143,7 @@ def _from_dict(tests: dict[str, Any]) -> Tests:
     if "test" in tests and "entry_point" in tests:
         name, prompt = str(tests["entry_point"]), str(tests.get("prompt") or "")
         code = f"{tests['test']}\n\ncheck({name})\n"
-        return AssertTests(prompt if _parses(prompt) else "", "", [code], [name])
+        return AssertTests(prompt if parses(prompt) else "", "", [code], [name])
     raise ConfigError(f"tests of a problem have the keys {sorted(tests)}: {LAYOUTS}")
 
 
@@ -194,7 +194,8 @@ def _json(text: str) -> Any:
         ) from None
 
 
-def _parses(code: str) -> bool:
+def parses(code: str) -> bool:
+    """Whether it is Python."""
     try:
         ast.parse(code)
     except (SyntaxError, ValueError):
@@ -208,11 +209,11 @@ def _asserts(tests: list[str], setup: str, prompt: str) -> AssertTests:
     Builtins count only where nothing else is called: MBPP has functions named `sum`.
     """
     called = []
-    for test in filter(_parses, tests):
+    for test in filter(parses, tests):
         calls = (n.func for n in ast.walk(ast.parse(test)) if isinstance(n, ast.Call))
         called.append({f.id for f in calls if isinstance(f, ast.Name)})
     shared = set.intersection(*called) if called else set()
-    if _parses(setup):
+    if parses(setup):
         shared -= _bound(ast.parse(setup))
     own = {name for name in shared if not hasattr(builtins, name)}
     return AssertTests(prompt, setup, tests, sorted(own or shared))

@@ -21,7 +21,11 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Judges responses; the same verdicts for the same arguments."""
+    """Judges responses; the same verdicts for the same arguments.
+
+    One that has a method check(problems) is shown all of them before anything is trained or asked;
+    it raises ConfigError for the first one whose answer it cannot judge by.
+    """
 
     def judge(
         self, texts: Sequence[str], problems: Sequence[Problem], seed: int

@@ -3,7 +3,7 @@ r"""The reward of a mathematical answer: 1 where it is the ground truth, else 0.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from entropy_lab.errors import ConfigError
 from entropy_lab.train.rewards.answers import answer_of
 from entropy_lab.train.rewards.judge import Verdict
 from entropy_lab.train.rewards.pool import Pool
-from entropy_lab.train.tasks.base import Problem
+from entropy_lab.train.tasks.base import Problem, prompt_text
 
 _LONGEST = 1000  # characters of an answer that is read as mathematics
 
@@ -43,6 +43,16 @@ class MathJudge:
 
     def judge(self, texts: Sequence[str], problems: Sequence[Problem], seed: int) -> list[Verdict]:
         return judged(self.pool, texts, [p.answer for p in problems])
+
+    def check(self, problems: Iterable[Problem]) -> None:
+        """Raise ConfigError for the first problem whose answer is none."""
+        for problem in problems:
+            if isinstance(problem.answer, dict):
+                text = " ".join(prompt_text(problem.prompt).split())[:60]
+                raise ConfigError(
+                    f"the problem {text!r} has {', '.join(problem.answer)} for its answer, not a "
+                    'text or number: for tests of programs set reward.name = "code"'
+                )
 
     def close(self) -> None:
         self.pool.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from entropy_lab.errors import ConfigError, nearest
@@ -69,6 +69,12 @@ class Rewarder:
             [v.accuracy for v in verdicts],
             [v.note for v in verdicts],
         )
+
+    def check(self, problems: Iterable[Problem]) -> None:
+        """Raise ConfigError for the first problem that cannot be graded, where that can be told."""
+        check = getattr(self.judge, "check", None)
+        if check is not None:
+            check(problems)
 
     def close(self) -> None:
         """End the processes; the next `grade` would start new ones."""

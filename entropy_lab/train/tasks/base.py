@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -60,6 +60,11 @@ class Source(Protocol):
     @property
     def summary(self) -> str:
         """One line for the user, "" for none."""
+        ...
+
+    @property
+    def training(self) -> Sequence[Problem]:
+        """The problems that are drawn from, where they are files' and not made up."""
         ...
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from entropy_lab.errors import ConfigError
@@ -54,6 +54,10 @@ class WorkedTask(ABC):
 
     def source(self, encode: Encode) -> Self:
         return self
+
+    @property
+    def training(self) -> Sequence[Problem]:
+        return ()
 
     @property
     def chats(self) -> Mapping[str, Prompt]:

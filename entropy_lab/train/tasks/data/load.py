@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from entropy_lab.errors import ConfigError
 from entropy_lab.train.tasks.base import Encode, Problem
+from entropy_lab.train.tasks.data.code_rows import code_layout, standard_row
 from entropy_lab.train.tasks.data.files import read_rows
 from entropy_lab.train.tasks.data.find import data_files, data_name
 from entropy_lab.train.tasks.data.rows import ANSWERS, PROMPTS, Keys, first_present, problem_of
 
 _NAMED = 10  # bad rows in an error or a line
 _KEPT = 1000  # bad rows in run.json
+_SURE = 3  # names in ANSWERS that mean a ground truth; the others are also names of solutions
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ def named(found: Loaded) -> str:
 def _add_file(found: Loaded, file: Path, reading: Reading) -> None:
     rows = list(read_rows(file))
     records = [row for _, row in rows if isinstance(row, dict)]
+    layout = None
+    if not reading.answer_key and first_present(records, ANSWERS[:_SURE]) is None:
+        layout = code_layout(records)
+    if layout is not None:
+        rows = [(n, standard_row(r, layout) if isinstance(r, dict) else r) for n, r in rows]
+        records = [row for _, row in rows if isinstance(row, dict)]
     keys = Keys(
         _column(records, "prompt", reading.prompt_key, PROMPTS, file),
         _column(records, "answer", reading.answer_key, ANSWERS, file),

@@ -32,13 +32,13 @@ class DataSource:
                 )
 
     @cached_property
-    def _problems(self) -> list[Problem]:
+    def training(self) -> list[Problem]:
         return [p for part in self.train for p in part.problems]
 
     @property
     def facts(self) -> dict[str, Any]:
         """Rows read, used and left out of each path, and a hash of the training problems."""
-        ids = [p.prompt_id for p in self._problems]
+        ids = [p.prompt_id for p in self.training]
         digest = hashlib.blake2b(repr([self.order, ids]).encode(), digest_size=8)
         parts = {"train": self.train, "validation": self.validation}
         counts = {name: [part.facts() for part in loaded] for name, loaded in parts.items()}
@@ -57,13 +57,13 @@ class DataSource:
     @property
     def chats(self) -> dict[str, Prompt]:
         """By `prompt_text`, the training prompts that are chats."""
-        prompts = [p.prompt for p in self._problems if not isinstance(p.prompt, str)]
+        prompts = [p.prompt for p in self.training if not isinstance(p.prompt, str)]
         return {prompt_text(prompt): prompt for prompt in prompts}
 
     def draw(self, n: int, place: Place) -> list[Problem]:
         """The next n problems of the stream `place.stream`, after the `place.first` before them."""
         rows = self.order.rows(f"{place.seed} {place.stream} problems", place.first, n)
-        return [self._problems[row] for row in rows]
+        return [self.training[row] for row in rows]
 
     def benchmarks(self, n: int) -> dict[str, list[Problem]]:
         """The distinct problems of each validation file, at most n of it (0: all)."""

@@ -29,9 +29,10 @@ class Data:
     A path is a file (.parquet, .jsonl, .ndjson, .json, .arrow), a pattern with *, or a folder of
     them. weights: for each path of `train`, how often its rows come up in an epoch (default 1).
     prompt_key, answer_key, source_key, extra_key: columns, "a.b" for b within a; an empty one is
-    looked for. chat: text prompts become the user's message; suffix: added to every prompt.
-    max_prompt_tokens: longer prompts are left out (0: none). bad_rows: "refuse" or "skip" those
-    without prompt or answer. shuffle: each epoch is another order.
+    looked for, and so are the tests of LiveCodeBench, MBPP, HumanEval and APPS. chat: text prompts
+    become the user's message; suffix: added to every prompt. max_prompt_tokens: longer prompts are
+    left out (0: none). bad_rows: "refuse" or "skip" those without prompt or answer. shuffle: each
+    epoch is another order.
     """
 
     name: ClassVar[str] = "data"
