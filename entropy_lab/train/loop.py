@@ -160,7 +160,7 @@ def update(
         out = policy_loss(forward, batch, plan, share)
         probe.annotate(weight=plan.weight, flags=out.flags)
         out.loss.backward()
-    world.sum_gradients(parts.params, lambda: probe.meters.forward(micros[0].inputs))
+    world.sum_gradients(parts.params, len(micros), lambda: probe.meters.forward(micros[0].inputs))
     grad_norm, kappa = clip(parts.params, config.optimizer.clip_norm)
     if not math.isfinite(grad_norm):
         raise RunError(

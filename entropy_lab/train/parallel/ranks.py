@@ -95,7 +95,9 @@ class Ranks(Alone):
         self._watch_passes(model)
         return model, model, None
 
-    def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
+    def sum_gradients(
+        self, params: Sequence[nn.Parameter], passes: int, fill_in: Callable[[], Any]
+    ) -> None:
         reached = torch.tensor([p.grad is not None for p in params], dtype=torch.int32)
         with self._together("the sum of the gradients"):
             dist.all_reduce(reached, dist.ReduceOp.MAX)
