@@ -27,7 +27,7 @@ SETTINGS = [
     "train.rollouts=40",
     "train.checkpoint_every=1",
     "train.keep_checkpoints=2",
-    "train.hang_timeout=5",
+    "train.hang_timeout=8",
     "probe.fixed_responses=0",
 ]
 

@@ -217,7 +217,10 @@ def _leave(code: int) -> None:
 
 def open_store(seconds: float = 10.0) -> Any:
     """A connection to the store through which the ranks have met."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]
+        PrefixStore,
+        TCPStore,
+    )
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
