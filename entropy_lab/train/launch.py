@@ -74,8 +74,9 @@ def run_training(
         if rank_and_size()[1] > 1:
             check_several(config, rank_and_size()[1])
     if dry_run:
-        print(describe(config, out or _default_out(config)))
-        if resume and out is not None:
+        if rank_and_size()[0] == 0:
+            print(describe(config, out or _default_out(config)))
+        if rank_and_size()[0] == 0 and resume and out is not None:
             run = open_run(out)
             print(continuation(run, newest_checkpoint(run, config), config))
         return out or _default_out(config)

@@ -144,6 +144,7 @@ def update(
     memory: the method's, for this step; returns the one after it.
     """
     config, probe, method, world = parts.config, parts.probe, parts.method, parts.world
+    world.at("the update")
     set_lr(parts.optimizer, config, probe.step)
     stats, batches = known_stats(parts, micros), [m.batch for m in micros]
     forwards = [m.forward for m in micros]
@@ -152,7 +153,6 @@ def update(
         forwards, batches, memory = look_ahead(parts, micros, memory)
     plans = no_plans(batches) if empty else plan_step(method, batches, stats, memory)
     world.empty()
-    world.at("the update")
     for micro, batch, known, (plan, share) in world.deal(
         list(zip(micros, batches, forwards, plans, strict=True))
     ):

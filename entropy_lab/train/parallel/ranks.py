@@ -208,7 +208,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> str:
     """What failed and what to do, in a line."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = reason[max(0, reason.find("you tried to allocate")) :].split(". ")[0][:200]
     return f"out of memory ({reason}): lower train.micro_batch or rollout.prompts"
 
 

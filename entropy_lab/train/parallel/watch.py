@@ -138,6 +138,8 @@ class Watch:
                     return
                 found = (0, "its store does not answer: rank 0 or torchrun has ended")
             if found is not None and not self._failure:
+                with suppress(Exception):  # that the others give the same reason
+                    store.set(f"fail/{found[0]}", found[1])
                 self._end(*found)
             if time.monotonic() > self._deadline:
                 self._interrupt(store)
