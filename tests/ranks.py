@@ -44,7 +44,7 @@ def run_ranks(jobs: Sequence[Job], size: int) -> None:
     """Train the jobs one after another by `size` ranks; AssertionError with what went wrong."""
     ranks = start_ranks(jobs, size)
     for process, errors in ranks:
-        process.join(300)
+        process.join(900)
         assert process.exitcode == 0, errors.read_text() if errors.exists() else process
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -25,8 +24,8 @@ MAIN = [
     "train.micro_batch=3",
     "train.checkpoint_every=1",
     "train.replay_every=2",
-    "probe.deep_every=1",
-    "probe.floor_every=1",
+    "probe.deep_every=2",
+    "probe.floor_every=2",
     "probe.fixed_responses=4",
     "task.held_out_share=0.3",
     "eval.every=1",
@@ -39,6 +38,7 @@ PLAIN = [
     "train.rollouts=2",
     "train.micro_batch=2",
     "probe.fixed_responses=0",
+    "probe.deep_every=0",
 ]
 METHODS = {
     "clip_cov": [
@@ -53,6 +53,9 @@ METHODS = {
     "pos_adv_reweight": ["method.name=pos_adv_reweight", "rollout.dynamic_sampling=true"],
 }
 NOISE = {"gradient_audit", "floor", "bias", "other_term", "identity_error"}  # of rounding alone
+MEASURED = {"dH", "dlogp"} | {f"{k}_{s}" for s in ("train", "heldout", "fixed")
+                              for k in ("dH", "local", "visitation")}  # fmt: skip
+MEASURED |= {f"dH_pred_{k}" for k in ("head", "last_block", "slope", "second_order")}
 LATER = ["train.rollouts=3"]
 
 
@@ -80,6 +83,10 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     """Equal in every table and number to 1e-5 of the largest value of a column."""
     one, other = load(a), load(b)
     for table in ("steps", "tokens", "samples", "fixed", "evals"):
+        file = {"fixed": "probe/fixed.parquet", "evals": "evals.parquet"}.get(table, "")
+        if not (a / file).exists():
+            assert not (b / file).exists()
+            continue
         left, right = getattr(one, table)(), getattr(other, table)()
         assert_equal_tables(left, right, table)
     lines, others = (pd.DataFrame(metrics(run)) for run in (a, b))
@@ -102,9 +109,11 @@ def assert_equal_tables(left: pd.DataFrame, right: pd.DataFrame, table: str) -> 
         if name in NOISE:
             assert max(a.abs().max(), b.abs().max()) < 1e-4, (table, name)
             continue
-        scale = np.nanmax(a.abs(), initial=0.0)
+        scale = a.abs().fillna(0.0).max()
         bound = (1e-4 if name == "slope_error" else 1e-5) * scale
-        assert np.nanmax((a - b).abs(), initial=0.0) <= bound, (table, name)
+        if name in MEASURED or name.startswith(("dH_pos", "dH_neg", "dH_zero")):
+            bound += 4e-7  # a few roundings of an entropy of order 1
+        assert (a - b).abs().fillna(0.0).max() <= bound, (table, name)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

@@ -89,9 +89,10 @@ def train(
     """Train with verifiable rewards and measure every step's entropy change."""
     with train_extra():
         from entropy_lab.train.launch import run_training
+        from entropy_lab.train.parallel.start import rank_and_size
 
         run_dir = run_training(config, settings or [], out, resume=resume, dry_run=dry_run)
-    if not dry_run:
+    if not dry_run and rank_and_size()[0] == 0:
         print(f"run: {run_dir}\nnext: entropy-lab analyze {shlex.quote(str(run_dir))}")
 
 

@@ -153,10 +153,13 @@ class Alone:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Take note of the optimizer's steps."""
 
-    def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
+    def sum_gradients(
+        self, params: Sequence[nn.Parameter], passes: int, fill_in: Callable[[], Any]
+    ) -> None:
         """After the last backward pass of a step: p.grad is that of the whole step on each rank.
 
-        fill_in: a loss forward, for ranks that have taken fewer of them than others.
+        passes: those of all ranks; fill_in: a loss forward, for ranks that have taken fewer than
+        others.
         """
 
     @property

@@ -17,7 +17,7 @@ from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
 from entropy_lab.record.manifest import update_info
 from entropy_lab.train.best import score_name
-from entropy_lab.train.checkpoint import best_checkpoint, complete_checkpoints, cut_checkpoints
+from entropy_lab.train.checkpoint import best_checkpoint, cut_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
 from entropy_lab.train.cost import announced, estimated_cost, measured_cost
 from entropy_lab.train.dry_run import describe
@@ -29,6 +29,7 @@ from entropy_lab.train.parallel.start import (
     said_once,
 )
 from entropy_lab.train.pretrained import device_of
+from entropy_lab.train.resume_point import continuation, newest_checkpoint, step_of
 from entropy_lab.train.schedule import scheduled_steps
 
 # Sections that the settings of earlier versions lack.
@@ -76,10 +77,11 @@ def run_training(
         if rank_and_size()[1] > 1:
             check_several(config, rank_and_size()[1])
     if dry_run:
-        print(describe(config, out or _default_out(config)))
-        if resume and out is not None:
+        if rank_and_size()[0] == 0:
+            print(describe(config, out or _default_out(config)))
+        if rank_and_size()[0] == 0 and resume and out is not None:
             run = open_run(out)
-            print(_continuation(run, _checkpoint(run, config), config))
+            print(continuation(run, newest_checkpoint(run, config), config))
         return out or _default_out(config)
     return _resume(config, Path(out or "")) if resume else _begin(config, out)
 
@@ -129,9 +131,9 @@ def _resume(config: Config, out: Path) -> Path:
 def _rewound(config: Config, out: Path, ranks: int) -> tuple[Path | None]:
     """Cut the run back to its checkpoint, which is returned; the run is running then."""
     run = open_run(out)
-    checkpoint = _checkpoint(run, config)
-    step = _step(checkpoint) if checkpoint else 0
-    print(_continuation(run, checkpoint, config))
+    checkpoint = newest_checkpoint(run, config)
+    step = step_of(checkpoint) if checkpoint else 0
+    print(continuation(run, checkpoint, config))
     rewind(out, step - 1)
     cut_checkpoints(out, step)
     facts = ranks_of_run(run.info, step, ranks)
@@ -193,45 +195,6 @@ def _check_schedule(config: Config, before: Config) -> None:
             f"falls over the run's {scheduled_steps(before)} steps, so the steps already taken "
             "would have had another rate; for runs to be extended set optimizer.schedule_steps"
         )
-
-
-def _continuation(run: Run, checkpoint: Path | None, config: Config) -> str:
-    """What a resume found, where it goes on and what it drops, in one or two lines."""
-    step = _step(checkpoint) if checkpoint else 0
-    where = f"step {step}, rollout {step // config.train.minibatches + 1}"
-    found = f"resuming from {checkpoint}" if checkpoint else f"{run.path} has no checkpoint yet"
-    lines = [f"{found}: going on at {where} of {config.train.rollouts}"]
-    logged = 0 if run.last_step is None else run.last_step + 1 - step
-    if logged > 0:
-        which = f"{step} to {run.last_step}" if logged > 1 else f"{step}"
-        lines.append(
-            f"dropping {logged} logged step{'s' * (logged > 1)} beyond it ({which}), to be taken "
-            "again"
-        )
-    return "\n".join(lines)
-
-
-def _checkpoint(run: Run, config: Config) -> Path | None:
-    """The newest complete checkpoint that the log reaches; None for a run that had none yet."""
-    last = -1 if run.last_step is None else run.last_step
-    found = [p for p in complete_checkpoints(run.path) if _step(p) <= last + 1]
-    done = _step(found[-1]) // config.train.minibatches if found else 0
-    if done >= config.train.rollouts:
-        raise RunError(
-            f"{run.path} has finished its {config.train.rollouts} rollouts: raise them with "
-            f"--set train.rollouts={2 * config.train.rollouts}"
-        )
-    every = config.train.checkpoint_every * config.train.minibatches
-    if not found and (run.info["status"] == "finished" or (every and last + 1 > every)):
-        raise RunError(
-            f"{run.path} has no complete checkpoint under checkpoints/, though it has reached step "
-            f"{last}: put one back, or start anew with another --out"
-        )
-    return found[-1] if found else None
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _train(

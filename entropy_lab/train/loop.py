@@ -152,6 +152,7 @@ def update(
     memory: the method's, for this step; returns the one after it.
     """
     config, probe, method, world = parts.config, parts.probe, parts.method, parts.world
+    world.at("the update")
     set_lr(parts.optimizer, config, probe.step)
     stats, batches = known_stats(parts, micros), [m.batch for m in micros]
     forwards = [m.forward for m in micros]
@@ -160,7 +161,6 @@ def update(
         forwards, batches, memory = look_ahead(parts, micros, memory)
     plans = no_plans(batches) if empty else plan_step(method, batches, stats, memory)
     world.empty()
-    world.at("the update")
     for micro, batch, known, (plan, share) in world.deal(
         list(zip(micros, batches, forwards, plans, strict=True))
     ):
@@ -168,7 +168,7 @@ def update(
         out = policy_loss(forward, batch, plan, share)
         probe.annotate(weight=plan.weight, flags=out.flags)
         out.loss.backward()
-    world.sum_gradients(parts.params, lambda: probe.meters.forward(micros[0].inputs))
+    world.sum_gradients(parts.params, len(micros), lambda: probe.meters.forward(micros[0].inputs))
     grad_norm, kappa = clip(parts.params, config.optimizer.clip_norm)
     if not math.isfinite(grad_norm):
         raise RunError(

@@ -174,8 +174,12 @@ def build(
     method = make_method(config.method.name, **config.method.params)
     engine = ENGINES[config.rollout.engine](config)
     rewarder = make_rewarder(config.reward, task)
-    world.at("the making of the model")
-    model, tokenizer = world.in_turn(lambda: load_model(config, progress.warmup))
+
+    def warmup(done: int, total: int, loss: float) -> None:
+        world.at("the making of the model")
+        progress.warmup(done, total, loss)
+
+    model, tokenizer = world.in_turn(lambda: load_model(config, warmup))
     for line in notes(config, model, [p for p in model.parameters() if p.requires_grad], world):
         progress.say(line)
     state, tensors = load_checkpoint(checkpoint, model) if checkpoint else ({}, {})

@@ -95,7 +95,12 @@ class Ranks(Alone):
         self._watch_passes(model)
         return model, model, None
 
-    def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
+    def sum_gradients(
+        self, params: Sequence[nn.Parameter], passes: int, fill_in: Callable[[], Any]
+    ) -> None:
+        if self.rank >= passes:
+            with torch.no_grad():
+                fill_in()  # the first forward of a run decides how its ranks measure
         reached = torch.tensor([p.grad is not None for p in params], dtype=torch.int32)
         with self._together("the sum of the gradients"):
             dist.all_reduce(reached, dist.ReduceOp.MAX)
@@ -203,7 +208,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> str:
     """What failed and what to do, in a line."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = reason[max(0, reason.find("you tried to allocate")) :].split(". ")[0][:200]
     return f"out of memory ({reason}): lower train.micro_batch or rollout.prompts"
 
 

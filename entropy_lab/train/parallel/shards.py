@@ -38,7 +38,6 @@ class Shards(Ranks):
         self._whole: dict[str, nn.Parameter] = {}
         self._moves = 0
         self._filled: int | None = None
-        self._passes = 0
 
     def prepare(
         self, model: nn.Module, make_score: Callable[[nn.Module], Any]
@@ -61,7 +60,6 @@ class Shards(Ranks):
         self._watch_passes(loss)
 
         def loss_score(inputs: Any) -> TokenStats:
-            self._passes += torch.is_grad_enabled()
             return TokenStats(*loss(inputs))
 
         return whole, model, loss_score
@@ -86,16 +84,14 @@ class Shards(Ranks):
             whole.data = whole.data.new_zeros(()).expand(whole.shape)  # one number, the same shape
         self._filled = None
 
-    def sum_gradients(self, params: Sequence[nn.Parameter], fill_in: Callable[[], Any]) -> None:
-        """Every backward pass has summed; ranks with a micro-batch less make up for it.
-
-        fill_in: a loss forward of this step, for a backward pass of zeros.
-        """
-        counts = self._gather(self._passes)
-        for _ in range(max(counts) - self._passes):
+    def sum_gradients(
+        self, params: Sequence[nn.Parameter], passes: int, fill_in: Callable[[], Any]
+    ) -> None:
+        """Every backward pass has summed; a rank with a micro-batch less makes up for it by a
+        backward pass of zeros."""
+        if self.rank >= passes % self.size > 0:
             stats = fill_in()
             (0.0 * (stats.logp + stats.entropy).sum()).backward()
-        self._passes = 0
 
     def weight(self, model: nn.Module, name: str) -> nn.Parameter:
         return self._weights[name]

@@ -138,6 +138,8 @@ class Watch:
                     return
                 found = (0, "its store does not answer: rank 0 or torchrun has ended")
             if found is not None and not self._failure:
+                with suppress(Exception):  # that the others give the same reason
+                    store.set(f"fail/{found[0]}", found[1])
                 self._end(*found)
             if time.monotonic() > self._deadline:
                 self._interrupt(store)
@@ -217,7 +219,10 @@ def _leave(code: int) -> None:
 
 def open_store(seconds: float = 10.0) -> Any:
     """A connection to the store through which the ranks have met."""
-    from torch.distributed import PrefixStore, TCPStore
+    from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]
+        PrefixStore,
+        TCPStore,
+    )
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
