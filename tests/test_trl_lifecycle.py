@@ -64,6 +64,7 @@ def test_evaluations_in_between_are_no_training(tmp_path: Path) -> None:
     run = load(tmp_path / "run")
     assert len(run.steps()) == 2 and len(run.samples()) == 16
     assert run.samples()["rollout"].nunique() == 2
+    assert not any("Probe" in type(c).__name__ for c in trainer.callback_handler.callbacks)
 
 
 def test_a_resumed_run_goes_on_in_the_same_directory(tmp_path: Path) -> None:
