@@ -12,7 +12,8 @@ DIST ?= dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm test-verl lint types bench bench-gpu wheel torch install vllm clean
+.PHONY: help demo test test-trl test-verl test-vllm lint types bench bench-gpu wheel torch install \
+  vllm clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -33,6 +34,12 @@ test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm  ## the tests that run a vLLM engine,
 test-verl: $(VERL_VENV)/.verl  ## the tests that import verl (CPU, no Ray started), in an environment of its own
 	@begun=$$(date +%s); $(VERL_VENV)/bin/python -m pytest -m verl $(ARGS) && \
 	echo "test-verl: $$(( $$(date +%s) - begun )) s, installing excluded"
+
+TRL ?= 1.9.0
+TRL_VENV ?= .venv-trl
+test-trl:  ## the tests of the TRL adapter with another version: make test-trl TRL=1.9.0
+	@$(MAKE) --no-print-directory $(TRL_VENV)/.trl-$(TRL)
+	$(TRL_VENV)/bin/python -m pytest tests/test_trl*.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
@@ -93,6 +100,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing entropy-lab[train,dev]"
 	@$(PIP) install -e '.[train,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.train
+
+# Another version of trl beside the same versions of everything else.
+$(TRL_VENV)/.trl-%: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory torch VENV=$(TRL_VENV)
+	@echo "Installing entropy-lab[train,dev] with trl $*"
+	@cd $(TRL_VENV) && grep -v '^trl==' $(CURDIR)/constraints.txt > constraints.txt && \
+	pip="bin/python -m pip --disable-pip-version-check -qq install" && \
+	$$pip -e '$(CURDIR)[train,dev]' trl==$* requests -c constraints.txt
+	@rm -f $(TRL_VENV)/.trl-*; touch $@
 
 # vLLM pins torch and much else, so its engine gets a Python of its own (setting vllm.python). The
 # CPU build also asks for torchvision, torchaudio and torchcodec, which only image and sound models

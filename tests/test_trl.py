@@ -1,4 +1,4 @@
-"""The probe on TRL's GRPOTrainer: nothing of the training changes, and the rows are what happened."""
+"""The probe on TRL's GRPOTrainer: training does not change, and the rows are what happened."""
 
 from __future__ import annotations
 
@@ -250,7 +250,12 @@ def test_dH_of_a_step_is_that_of_the_bundled_trainer(tmp_path: Path) -> None:
     attachment = attach(trainer, tmp_path / "run", held_out=False)
     micros = []
     own = attachment.watch._record
-    attachment.watch._record = lambda *seen: (micros.append((seen[1], own(*seen))), micros[-1][1])[1]
+
+    def record(call: Any, kept: Any) -> Any:
+        micros.append((kept, own(call, kept)))
+        return micros[-1][1]
+
+    attachment.watch._record = record
     trainer.train()
     a = trainer.args
     optimizer = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""A TRL run from beginning to end: evaluation, checkpoints, failures, other samplers, the commands."""
+"""A TRL run from beginning to end: evaluation, checkpoints, failures, ranks, the commands."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("trl", reason="pip install 'entropy-lab[trl]'")
 
 from entropy_lab import load
 from entropy_lab.adapters.trl import attach
-from entropy_lab.cli import main
+from entropy_lab.cli import app
 from trl_runs import make_trainer, share_of_a
 
 
-def test_a_foreign_run_from_trainer_to_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def command(*words: str) -> str:
+    """What `entropy-lab` prints, where it ends well."""
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_foreign_run_from_trainer_to_report(tmp_path: Path) -> None:
     """TRL's directory is one that doctor believes, three methods are audited on, and a report is
     drawn from; the audit rebuilds the gradient of TRL's own loss from the rows."""
     settings = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}
     trainer = make_trainer(
-        tmp_path / "out", max_steps=12, loss_type="bnpo", learning_rate=2e-2, **settings
+        tmp_path / "out", max_steps=12, loss_type="bnpo", **settings
     )
     attach(trainer, tmp_path / "run", deep_every=6)
     trainer.train()
     run = str(tmp_path / "run")
-    assert main(["doctor", run]) == 0
-    said = capsys.readouterr().out
+    said = command("doctor", run)
     assert "nothing speaks against this log" in said and "warning" not in said
     methods = [w for name in ("steer", "kl_cov", "clip_cov") for w in ("--method", name)]
-    assert main(["audit", run, *methods]) == 0
-    said = capsys.readouterr().out
+    said = command("audit", run, *methods)
     assert all(f"\n{name}\n" in said for name in ("steer", "kl_cov", "clip_cov"))
     # bnpo averages over the tokens of a micro-batch where ours takes the step's: a few percent.
-    import pandas as pd
-
     audit = pd.read_parquet(tmp_path / "run" / "analysis" / "audit.parquet")
     own = audit[audit["method"] == "run"].iloc[0]
     assert own["cosine"] > 0.99
-    assert main(["analyze", run]) == 0
-    assert "jvp" in capsys.readouterr().out
+    assert "jvp" in command("analyze", run)
     report = (tmp_path / "run" / "analysis" / "report.html").read_text()
     assert "share_of_a" not in report and "grpo" in report
     assert load(run).samples()["response"].str.len().max() > 0
@@ -62,6 +64,7 @@ def test_evaluations_in_between_are_no_training(tmp_path: Path) -> None:
     run = load(tmp_path / "run")
     assert len(run.steps()) == 2 and len(run.samples()) == 16
     assert run.samples()["rollout"].nunique() == 2
+    assert not any("Probe" in type(c).__name__ for c in trainer.callback_handler.callbacks)
 
 
 def test_a_resumed_run_goes_on_in_the_same_directory(tmp_path: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_failing_probe_does_not_stop_or_change_training(
             attachment = attach(trainer, tmp_path / "run")
             own, calls = attachment.watch._record, []
 
-            def sometimes(*seen: Any) -> Any:
+            def sometimes(*seen: Any, own: Any = own, calls: list[int] = calls) -> Any:
                 calls.append(1)
                 if len(calls) == 2:
                     raise ValueError("the second micro-batch cannot be read")
@@ -165,4 +168,4 @@ def test_two_ranks(tmp_path: Path) -> None:
     first = rows[rows["step"] == 0]
     size = first.groupby("micro")["pos"].transform("size")
     assert np.allclose(first["grad_logp"], first["advantage"] / size / 2, rtol=1e-3, atol=1e-7)
-    assert main(["doctor", str(tmp_path / "run")]) == 0
+    command("doctor", str(tmp_path / "run"))

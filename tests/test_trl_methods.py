@@ -1,4 +1,4 @@
-"""Methods that TRL's own loss carries out, those that it cannot, and trainers that are in the way."""
+"""Methods that TRL's own loss carries out, those that it cannot, and what is refused."""
 
 from __future__ import annotations
 

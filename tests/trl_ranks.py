@@ -1,4 +1,4 @@
-"""Run by torchrun from tests/test_trl_lifecycle.py: the same training without the probe and with it."""
+"""Run by torchrun from test_trl_lifecycle.py: the same training without the probe and with it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from entropy_lab.adapters.trl import attach
-from trl_runs import make_trainer
+from entropy_lab.adapters.trl import attach  # noqa: E402
+from trl_runs import make_trainer  # noqa: E402
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""A GRPOTrainer small enough for tests: a random Qwen2 over characters, problems of `arithmetic`."""
+"""A GRPOTrainer small enough for tests: a random Qwen2 over characters."""
 
 from __future__ import annotations
 

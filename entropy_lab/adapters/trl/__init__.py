@@ -45,5 +45,6 @@ def attach(
     options = {"seed": int(trainer.args.seed), **options}
     carrier = make_carrier(trainer, method) if method is not None else None
     attachment = Attachment(trainer, run_dir, carrier, held_out, options)
-    trainer.add_callback(make_callback(attachment))
+    attachment.callback = make_callback(attachment)
+    trainer.add_callback(attachment.callback)
     return attachment

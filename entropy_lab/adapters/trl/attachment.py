@@ -49,6 +49,7 @@ class Attachment:
         self.options = options
         self.watch = Watch(trainer, carrier, held_out, options["seed"])
         self.probe: Probe | None = None
+        self.callback: Any = None  # removed from the trainer at the end
         self._lengths: dict[str, int] = {}
         self._taken = 0
         self._closed = False
@@ -74,6 +75,8 @@ class Attachment:
 
     def begin(self, optimizer: Any, step: int) -> None:
         """Training begins: the optimizer exists now, and whether it goes on from a checkpoint."""
+        if self._closed:
+            return
         trainer = self.trainer
         main = trainer.accelerator.is_main_process
         if step and main:
@@ -172,5 +175,7 @@ class Attachment:
         else:
             vars(self.trainer).pop("train", None)
         del self.trainer._entropy_lab
+        if self.callback is not None:
+            self.trainer.remove_callback(self.callback)
         if self.probe is not None:
             self.probe.close(status)

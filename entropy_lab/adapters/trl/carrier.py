@@ -35,7 +35,9 @@ Pair = tuple[TokenBatch, TokenStats]
 class Carrier:
     """Plans each micro-batch and writes the plan where the trainer's loss reads it."""
 
-    def __init__(self, trainer: Any, method: Intervention, scope: str, told: str, bonus: bool):
+    def __init__(
+        self, trainer: Any, method: Intervention, scope: str, told: str, bonus: bool
+    ) -> None:
         self.trainer, self.method, self.scope, self.told = trainer, method, scope, told
         self.bonus = bonus
         self.state = method.initial_state()
@@ -54,8 +56,8 @@ class Carrier:
         """The error of a micro-batch that could not be read: training without the method would
         be another experiment."""
         return RunError(
-            f"{self.name} cannot be carried on: the probe failed to read a micro-batch (see events/ "
-            "in the run directory)"
+            f"{self.name} cannot be carried on: the probe failed to read a micro-batch (see "
+            "events/ in the run directory)"
         )
 
     @property
@@ -141,7 +143,7 @@ class Carrier:
         return None if chosen is None else SELECTED * chosen.to(torch.uint8)
 
     def scalars(self) -> dict[str, float]:
-        """`method_*` of the step: the memory, and the plans' scalars averaged over micro-batches."""
+        """`method_*` of the step: the memory, and the plans' scalars, means over micro-batches."""
         told = self._scalars
         means = {k: sum(s[k] for s in told) / len(told) for k in told[0]} if told else {}
         self._scalars = []

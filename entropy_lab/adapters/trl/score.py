@@ -111,7 +111,7 @@ class TrlScore:
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:
                 logger.debug("statistics from %s failed: %s", way, error)
                 continue
-            if _agree(stats, result, inputs):
+            if _agree(stats, result, inputs, 0.2 if self._low else 1e-3):
                 return way
         logger.warning(
             "the trainer's %s is not log softmax(logits / temperature) of its model: both passes "
@@ -119,6 +119,13 @@ class TrlScore:
             FORWARD,
         )
         return "method"
+
+    @property
+    def _low(self) -> bool:
+        """Whether the model computes in half precision, whatever its outputs are in."""
+        own = {p.dtype for p in self.model.parameters()}
+        mixed = str(getattr(self.trainer.accelerator, "mixed_precision", "no"))
+        return mixed != "no" or bool(own & {torch.bfloat16, torch.float16})
 
     @property
     def model(self) -> nn.Module:
@@ -212,13 +219,9 @@ def _without_moments(result: tuple) -> TokenStats:
     return TokenStats(logp, entropy, nan, nan, nan)
 
 
-def _agree(stats: TokenStats, result: tuple, inputs: Inputs) -> bool:
-    """Whether logp and entropy are the same but for the rounding of the model's dtype."""
+def _agree(stats: TokenStats, result: tuple, inputs: Inputs, most: float) -> bool:
+    """Whether logp and entropy are the same to `most` nats at every token."""
     width = inputs.token_id.shape[1]
     mask = inputs.attention_mask[:, -width:].bool()
-    low = result[0].dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(
-        result[0].device.type
-    )
-    most = 0.2 if low else 1e-3
     pairs = ((stats.logp, result[0]), (stats.entropy, result[1]))
     return all(bool(((a - b.detach()).abs()[mask] <= most).all()) for a, b in pairs)
