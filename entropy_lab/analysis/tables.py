@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from entropy_lab.analysis.tables_items import ITEM_TABLES
 from entropy_lab.analysis.tables_runs import RUN_TABLES
 
 PREDICTOR_PREFIX = "dH_pred_"
@@ -53,7 +54,7 @@ def _banded(name: str, meaning: str) -> dict[str, str]:
 
 
 TABLES: dict[str, dict[str, str]] = {
-    **RUN_TABLES,
+    **(RUN_TABLES | ITEM_TABLES),
     "summary": _RUN
     | {
         "path": "run directory",
@@ -86,7 +87,7 @@ TABLES: dict[str, dict[str, str]] = {
         "unit": "what the intervals resample",
         "verdict": "what happened, one sentence a line",
     },
-    "warnings": _RUN | {"level": "warning or note", "text": "what to know before trusting this"},
+    "warnings": _RUN | {"level": "warning or note", "text": "what to know before trust"},
     "validation": _RUN
     | {
         "scope": "within_step: median over steps; pooled: all rows; within_group: median over "
