@@ -83,11 +83,11 @@ def _caption(data: pd.DataFrame) -> str:
     sets = ", ".join(f"{r['benchmark']} ({r['n']:g} problems)" for r in one.to_dict("records"))
     arms = data.groupby(["model", "method"])["seeds"].max()
     models = [str(m) for m in dict.fromkeys(data["model"])]
+    average = " The average weighs benchmarks equally." * (AVERAGE in set(data["benchmark"]))
     small = " “made here” is the small model that the settings make." * (MADE_HERE in models)
     hollow = " Hollow: a single seed, interval over problems." * bool((arms == 1).any())
     return (
         f"Share of right responses (avg@k) in the last evaluation: n = {int(arms.sum())} runs of "
-        f"{len(arms)} methods on {len(models)} model{'s' * (len(models) > 1)}; {sets}. The average "
-        "weighs benchmarks equally. Lines, brackets: 95 % interval (bootstrap over seeds within a "
+        f"{len(arms)} methods on {len(models)} model{'s' * (len(models) > 1)}; {sets}.{average} Lines, brackets: 95 % interval (bootstrap over seeds within a "
         f"method).{hollow}{small} No floor: only right and wrong is counted."
     )

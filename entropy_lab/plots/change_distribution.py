@@ -31,6 +31,9 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
         ):
             _panel(axes, here, column)
             axes.set_title(several + title)
+    for axes, column in zip(grid[0], ("share", "abs_share"), strict=True):
+        whole = data[(data["region"] == "all") & (data["sign"] != 0) & data["run"].isin(runs)]
+        axes.set_ylim(0, _top(whole, column))
     for axes in grid[-1]:
         axes.set_xlabel("|dH|, nats")
     grid[0, 0].legend(loc="upper left")
@@ -52,6 +55,13 @@ def _regions(grid: np.ndarray, data: pd.DataFrame) -> None:
         else:
             axes.text(0.5, 0.5, "no tokens", transform=axes.transAxes, ha="center", fontsize=7)
     grid[0].set_ylabel("share of its tokens")
+    shown = data[data["region"].isin(QUADRANTS) & (data["sign"] != 0)]
+    grid[0].set_ylim(0, _top(shown, "share"))
+
+
+def _top(data: pd.DataFrame, column: str) -> float:
+    """Room for the largest share; a wide interval of a rare one may leave the panel."""
+    return 1.12 * float(data[column].max()) if len(data) else 1.0
 
 
 def _panel(axes: Axes, data: pd.DataFrame, column: str) -> None:
@@ -71,7 +81,6 @@ def _panel(axes: Axes, data: pd.DataFrame, column: str) -> None:
             axes.fill_between(middle, part["share_lo"], part["share_hi"], color=shade, alpha=0.22,
                               linewidth=0)  # fmt: skip
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
     floor = float(data["floor"].iloc[0]) if len(data) else float("nan")
     if np.isfinite(floor) and floor > 0:
         left = axes.get_xlim()[0]

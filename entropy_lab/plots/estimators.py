@@ -77,7 +77,7 @@ def _caption(data: pd.DataFrame) -> str:
     rows = data.groupby("arm")["n"].max()
     return (
         "Estimators of a token's entropy change against the measured dH, within a step (medians "
-        f"over steps): n = {rows.max():,} token rows in the largest of {len(rows)} rows' runs. "
+        f"over steps): n = {rows.max():,} token rows{f' in the largest of {len(rows)}' if len(rows) > 1 else ''}. "
         "MSE in nats², of the estimate as it is, unscaled. Lines, brackets: 95 % interval "
         f"({data['unit'].iloc[0]}; SRCC and MSE of a single run have none). The floor of dH and "
         "the correlation that it leaves possible stand in summary.parquet."

@@ -41,7 +41,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
         part = data[data["axis"] == axis]
         image = _map(axes, part, names, list(bins), title)
         labels = [_SHORT.get(b) or range_text(b) for b in bins]
-        axes.set_xticks(range(len(bins)), labels, fontsize=5.5)
+        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(bins)), labels, fontsize=5.5, **({} if bins[0] in _SHORT else turned))
     grid[0].set_yticks(range(len(names)), [style.short_label(n) for n in names], fontsize=6.5)
     bar = figure.colorbar(image, ax=grid, fraction=0.02, pad=0.01)
     bar.set_label("share touched")
@@ -55,12 +56,17 @@ def _map(axes: Axes, data: pd.DataFrame, names: list[str], bins: list[str], titl
     image = axes.imshow(shares, aspect="auto", cmap=style.density_colours(), vmin=0, vmax=1)
     for (i, j), share in np.ndenumerate(shares):
         if np.isfinite(share):
-            text = "0" if share == 0 else f"{100 * share:.2g}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=5.2,
+            axes.text(j, i, _percent(share), ha="center", va="center", fontsize=5.2,
                       color=style.ink() if share < 0.45 else style.paper())  # fmt: skip
     axes.set_title(title, fontsize=7.5)
     axes.tick_params(length=0)
     return image
+
+
+def _percent(share: float) -> str:
+    if share == 0:
+        return "0"
+    return "<0.1" if share < 0.001 else f"{100 * share:.{0 if share >= 0.1 else 1}f}"
 
 
 def _caption(audit: pd.DataFrame, run: str, runs: int) -> str:

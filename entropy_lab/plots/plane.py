@@ -51,7 +51,7 @@ def _map(axes: Axes, data: pd.DataFrame, scale: float, norm: Normalize):
             continue
         mean[at] = cell["dH"] / scale
         known = cell["dH_lo"] > 0 or cell["dH_hi"] < 0
-        text = style.number(mean[at], 1 if abs(mean[at]) < 9.95 else 0)
+        text = style.number(mean[at], 1 if abs(mean[at]) >= 0.95 else 2)
         axes.text(
             at[1], at[0], f"{text}\n{100 * cell['share']:.1f} %", ha="center", va="center",
             fontsize=5.6, linespacing=1.1, weight="bold" if known else "normal",
@@ -86,6 +86,6 @@ def _caption(data: pd.DataFrame, unit: str) -> str:
         "and share of all tokens (lower number) by probability, entropy and sign of the "
         f"advantage: n = {rows:,} token rows of {data['steps'].max()} steps. Black line: between "
         "mostly likely tokens (log π > −H, right) and unlikely ones. Bold: the 95 % interval "
-        f"({data['unit'].iloc[0]}) leaves 0 out; a dot: fewer than {_TOO_FEW} rows. Tokens with "
+        f"({data['unit'].iloc[0]}) leaves 0 out; a dot: fewer than {_TOO_FEW} rows, empty: none. Tokens with "
         f"A = 0 are not shown. Noise floor: see change_distribution.{style.left_out(data)}"
     )

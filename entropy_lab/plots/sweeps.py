@@ -40,8 +40,9 @@ def draw_sweep(sweep: Sweep, tables: dict[str, pd.DataFrame]) -> style.Drawing:
     names = [str(m) for m in methods["method"]]
     accuracy = _accuracy(tables, names)
     ends = [*ENDS, *([("accuracy", "accuracy")] if len(accuracy) else [])]
-    figure = style.new_figure(style.PAGE, 3.1 + 0.2 * len(names))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2.2, 0.9 + 0.2 * len(names)])
+    each = 0.29 if any("\n" in label for label in _labels(names)) else 0.2
+    figure = style.new_figure(style.PAGE, 3.1 + each * len(names))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[2.2, 0.9 + each * len(names)])
     for axes, (metric, title, label) in zip(top.subplots(1, 2), CURVES, strict=True):
         for i, name in enumerate(names):
             rows = curves[(curves["method"] == name) & (curves["metric"] == metric)]
@@ -54,8 +55,7 @@ def draw_sweep(sweep: Sweep, tables: dict[str, pd.DataFrame]) -> style.Drawing:
         axes.set_ylabel(label)
         axes.set_xlabel("optimizer step" if methods["axis"].iloc[0] == "step" else "rollout")
         style.grid(axes)
-        if metric == "entropy":
-            axes.set_ylim(bottom=0)
+        _limits(axes, curves[curves["method"].isin(names) & (curves["metric"] == metric)])
     _ends(bottom.subplots(1, len(ends), sharey=True), ends, methods, accuracy, names)
     return style.Drawing(figure, _caption(sweep, methods, bool(len(accuracy))))
 
@@ -100,6 +100,20 @@ def _accuracy(tables: dict[str, pd.DataFrame], names: list[str]) -> pd.DataFrame
     return last[["method", "accuracy", "accuracy_lo", "accuracy_hi"]]
 
 
+def _limits(axes: Axes, curves: pd.DataFrame) -> None:
+    """Around the means: the interval of two seeds can be wider than everything else together."""
+    low, high = float(curves["mean"].min()), float(curves["mean"].max())
+    room = 0.35 * (high - low) or 0.1 * abs(high) or 1.0
+    axes.set_ylim(max(0.0, low - room) if low >= 0 else low - room, high + room)
+
+
+def _labels(names: list[str]) -> list[str]:
+    """The settings of each arm, below its method's name where the arms are of several."""
+    if len({style.method_of(n) for n in names}) == 1:
+        return [n.partition(" ")[2].replace(" ", ", ") for n in names]
+    return [n if len(n) < 30 else n.replace(" ", "\n", 1) for n in names]
+
+
 def _look(place: int, count: int) -> dict:
     """Colour, dash and marker of an arm, by its place; arms of one method must stay apart."""
     return {
@@ -122,7 +136,7 @@ def _ends(
         axes.set_title(title, fontsize=7.5)
         axes.tick_params(axis="y", length=0)
         style.grid(axes, "x")
-    grid[0].set_yticks(place, [style.short_label(n, 32) for n in names], fontsize=6.5)
+    grid[0].set_yticks(place, _labels(names), fontsize=6.5)
     grid[0].set_ylim(place[-1] - 0.6, 0.6)
 
 
@@ -140,7 +154,7 @@ def _caption(sweep: Sweep, methods: pd.DataFrame, evaluated: bool) -> str:
     return (
         f"{sweep.what}: n = {seeds.sum()} runs of {len(methods)} arms, {one['axis']}s "
         f"{one['first']:g} to {one['last']:g}. Curves: running means over nine values, mean over "
-        "seeds. Last: interquartile mean of the last five values of all seeds; area: mean height "
+        "seeds; a band may leave the panel. Last: interquartile mean of the last five values of all seeds; area: mean height "
         f"of the curve.{held} Bands, lines, brackets: 95 % interval (bootstrap over seeds within "
         f"a method).{single} No floor: these are not measured changes."
     )

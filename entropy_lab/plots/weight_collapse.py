@@ -73,14 +73,15 @@ def _caption(data: pd.DataFrame, sums: pd.DataFrame, runs: list[str], varying: b
 def _sentence(row: dict, several: bool) -> str:
     name = f"{row['run']}: " if several else ""
     pinned = (
-        f"{_band(row, 'pinned', 100, ' %')} of the weights pinned (mean over steps), "
+        f"{_band(row, 'pinned', 100, ' %')} of the weights are pinned (mean over steps), "
         if np.isfinite(row["pinned"]) else ""
     )  # fmt: skip
-    return (
-        f"{name}{pinned}largest |Ω| {_band(row, 'omega_peak', 1, '')} times its 99 % quantile "
+    text = (
+        f"{name}{pinned}the largest |Ω| is {_band(row, 'omega_peak', 1, '')} times its 99 % quantile "
         f"(median), a token with probability below 0.1 in {_band(row, 'argmax_rare', 100, ' %')} "
         "of the steps."
     )
+    return text[0].upper() + text[1:] if not name else text
 
 
 def _band(row: dict, name: str, factor: float, unit: str) -> str:
