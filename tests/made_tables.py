@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +64,20 @@ def several_runs(folder: Path, arms: dict[str, int], **changes) -> Tables:
 
 def without_dh(folder: Path, path: Path) -> Tables:
     """Tables of the run at `path`, copied without dH and predictions, as an importer leaves it."""
-    import shutil
-
     shutil.copytree(path, folder)
     shutil.rmtree(folder / "analysis", ignore_errors=True)
     for part in folder.glob("tokens/*/*.parquet"):
         table = pq.ParquetFile(part).read()
         gone = [c for c in table.column_names if c.startswith("dH") or c.startswith("influence")]
         pq.write_table(table.drop_columns(gone), part)
+    for part in folder.glob("steps/*.parquet"):
+        table = pq.ParquetFile(part).read()
+        gone = [c for c in table.column_names if c.startswith("dH") or c == "entropy_fixed"]
+        pq.write_table(table.drop_columns(gone), part)
+    log = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.startswith("dH")} for line in lines]
+    log.write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     return analyze([folder]).tables
 
 

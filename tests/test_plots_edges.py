@@ -91,7 +91,7 @@ def test_a_figure_is_whole_or_names_the_command(
     [
         ("two runs", set(PLOTS) - NEVER - {"lambda_min"}),
         ("five seeds", set(PLOTS) - NEVER - {"replay"}),
-        ("imported", {"entropy_reward", "train_heldout", "drift"}),
+        ("imported", {"entropy_reward"}),
     ],
 )
 def test_what_can_be_drawn_is_drawn(

@@ -91,6 +91,9 @@ def _change(
 
 
 def text_of(texts: Sequence[str | None], token: int) -> str:
-    """The text of a token id, "" where it is not known (REST has none)."""
-    known = texts[token] if 0 <= token < len(texts) else None
-    return known or ""
+    """The text of a token id, "" where it is not known (REST has none).
+
+    A lone surrogate, which no table can hold, becomes U+FFFD.
+    """
+    known = (texts[token] if 0 <= token < len(texts) else None) or ""
+    return known.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -41,8 +41,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
         part = data[data["axis"] == axis]
         image = _map(axes, part, names, list(bins), title)
         labels = [_SHORT.get(b) or range_text(b) for b in bins]
-        turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(bins)), labels, fontsize=5.5, **({} if bins[0] in _SHORT else turned))
+        turned = 0 if bins[0] in _SHORT else 90
+        axes.set_xticks(range(len(bins)), labels, fontsize=5.5, rotation=turned)
     grid[0].set_yticks(range(len(names)), [style.short_label(n) for n in names], fontsize=6.5)
     bar = figure.colorbar(image, ax=grid, fraction=0.02, pad=0.01)
     bar.set_label("share touched")
