@@ -30,6 +30,8 @@ AUDITED = (
     "ce_gppo", "stare",
 )  # fmt: skip
 _LEFT_OUT = ("summary", "warnings")  # they name folders of the machine that made them
+# Of the two methods only what their figures read.
+KEPT = {"00_steer": ("weight_steps", "weights"), "00_entropy_target": ("targets", "target_sums")}
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def keep(name: str, folder: Path) -> None:
     target = RESULTS / name
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob("*.parquet")):
-        if path.stem in _LEFT_OUT:
+        if path.stem in _LEFT_OUT or path.stem not in KEPT.get(name, (path.stem,)):
             continue
         if path.stat().st_size > MOST:
             print(f"left out {path.name}: over 1 MiB")

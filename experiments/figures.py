@@ -78,7 +78,9 @@ def main() -> None:
         files, why = drawn(item, args.out)
         lines.append(line(item, files, why))
         spent = time.monotonic() - started
-        print(f"[{i}/{len(chosen)}, {spent:.0f} s] {item.file}: {', '.join(files) or why}", flush=True)
+        print(
+            f"[{i}/{len(chosen)}, {spent:.0f} s] {item.file}: {', '.join(files) or why}", flush=True
+        )
     if not args.names and args.out == OUT:
         rewrite(args.out / README, lines)
 

@@ -107,8 +107,8 @@ def audited(run: str = "run", touched: float = 0.2) -> Tables:
                              "distance_hi": 0.06 * d * (i > 0)}
                    for split, divisors in (("micro-batch", (1, 2, 4)), ("rank", (2, 4)))
                    for d in divisors]  # fmt: skip
-    return {"audit": audit_frame("audit", rows), "audit_touched": audit_frame("audit_touched", regions),
-            "audit_scope": audit_frame("audit_scope", scopes)}  # fmt: skip
+    found = {"audit": rows, "audit_touched": regions, "audit_scope": scopes}
+    return {name: audit_frame(name, data) for name, data in found.items()}
 
 
 def replayed() -> Tables:
@@ -143,5 +143,7 @@ def layered(run: str = "run") -> Tables:
     from entropy_lab.analysis.layers import layers
 
     names = ["embed", "00", "01", "final", "head"]
-    rows = pd.DataFrame({f"layer_{n}": [(-1) ** i * 1e-3 * (i + 1), -1e-3] for i, n in enumerate(names)})
+    rows = pd.DataFrame(
+        {f"layer_{n}": [(-1) ** i * 1e-3 * (i + 1), -1e-3] for i, n in enumerate(names)}
+    )
     return {"layers": frame("layers", layers(rows)).assign(run=run)}

@@ -50,17 +50,20 @@ def overlaps(figure: Figure) -> list[str]:
     found = [
         f"{_name(a)} over {_name(b)}"
         for (a, one), (b, two) in combinations(boxes, 2)
-        if one is not None and two is not None and _area(one, two) and a.bbox.bounds != b.bbox.bounds
+        if one is not None
+        and two is not None
+        and _area(one, two)
+        and a.bbox.bounds != b.bbox.bounds
     ]
     for axes in shown:
         for axis in (axes.xaxis, axes.yaxis):
-            labels = [
-                t for t in axis.get_ticklabels() if t.get_visible() and t.get_text().strip()
-            ]
+            labels = [t for t in axis.get_ticklabels() if t.get_visible() and t.get_text().strip()]
             inside = [t.get_window_extent() for t in labels]
             for (i, one), (j, two) in combinations(enumerate(inside), 2):
                 if _area(one, two):
-                    found.append(f"{_name(axes)}: {labels[i].get_text()} over {labels[j].get_text()}")
+                    found.append(
+                        f"{_name(axes)}: {labels[i].get_text()} over {labels[j].get_text()}"
+                    )
     return found
 
 

@@ -77,13 +77,15 @@ def test_words_beyond_the_most_share_one_row(logged, monkeypatch: pytest.MonkeyP
     for token in set(third.index) - {REST}:
         own = part[part["token_id"] == token]
         assert third.loc[token, "n"] == len(own)
-        assert third.loc[token, "dH"] == pytest.approx((own["w"] * own["dH"]).sum() / own["w"].sum())
+        assert third.loc[token, "dH"] == pytest.approx(
+            (own["w"] * own["dH"]).sum() / own["w"].sum()
+        )
 
 
 def test_the_distribution_counts_every_row_once(logged, tables) -> None:
     rows, found = logged[1], tables["distribution"]
     assert set(found["region"]) == {"all", *QUADRANTS}
-    for region, part in found.groupby("region"):
+    for _, part in found.groupby("region"):
         assert part["share"].sum() == pytest.approx(1)
     whole = found[found["region"] == "all"]
     assert whole["n"].sum() == len(rows) and whole["abs_share"].sum() == pytest.approx(1)
@@ -175,7 +177,9 @@ def test_targets_are_read_from_the_method_and_missed_by_the_measured_rest() -> N
     assert reached["steps"] == 3 and reached["missed"] == pytest.approx(0, abs=1e-12)
     assert other["missed"] == pytest.approx(1e-3) and np.isnan(other["missed_lo"])
     assert targets({"method": {"name": "grpo"}}, rows)[0].empty
-    assert targets({"method": {"name": "adaptive_entropy", "target": 0.3}}, rows.iloc[:, :1])[1].empty
+    assert targets({"method": {"name": "adaptive_entropy", "target": 0.3}}, rows.iloc[:, :1])[
+        1
+    ].empty
 
 
 def evaluation(name: str, method: str, benchmark: str, score: float, step: int = 8, k: int = 1):
@@ -187,7 +191,10 @@ def evaluation(name: str, method: str, benchmark: str, score: float, step: int =
 def test_benchmarks_are_of_the_last_evaluation_and_averaged_over_sets() -> None:
     rows = [evaluation("a0", "grpo", "aime", 0.1, step=0)]
     for seed, (aime, math) in enumerate([(0.2, 0.6), (0.4, 0.8)]):
-        rows += [evaluation(f"a{seed}", "grpo", "aime", aime), evaluation(f"a{seed}", "grpo", "math", math)]
+        rows += [
+            evaluation(f"a{seed}", "grpo", "aime", aime),
+            evaluation(f"a{seed}", "grpo", "math", math),
+        ]
         rows += [evaluation(f"a{seed}", "grpo", "aime", aime, k=8)]
     rows += [evaluation("b0", "grpo", "aime", 0.5), evaluation("b0", "grpo", "math", 0.9)]
     found = benchmarks(frame("pass_at_k", rows), {"a0": "small", "a1": "small", "b0": "large"})

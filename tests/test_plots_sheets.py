@@ -62,7 +62,7 @@ def test_a_hostile_name_stays_text(text: str) -> None:
     one = Sheet(pd.DataFrame({"name": [text]}), COLUMNS[:1], "c")
     (line,) = [x for x in one.latex().splitlines() if x.endswith(r" \\") and "method" not in x]
     assert "\\input" not in line and "\x00" not in line
-    assert not line.startswith("%") and "$a" not in line
+    assert not line.startswith("%") and "$a" not in line.replace("\\$", "")
 
 
 def test_files_are_written_whole_or_named(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,7 +17,7 @@ from entropy_lab.plots.style import (
     significant,
     theme,
 )
-from synthetic import PLANTED, write_run
+from synthetic import write_run
 
 Tables = dict[str, pd.DataFrame]
 

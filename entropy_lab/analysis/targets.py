@@ -15,9 +15,7 @@ _LOGGED = {"predicted": "method_predicted", "dose": "method_dose", "feasible": "
 KINDS = {1.0: "feasible", 0.0: "out of reach"}
 
 
-def targets(
-    info: Mapping[str, Any], rows: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def targets(info: Mapping[str, Any], rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(targets, target_sums) from run.json and the rows of the steps, without the run's name.
 
     Empty for a run whose method has no target of a step's change of entropy.

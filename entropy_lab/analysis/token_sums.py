@@ -85,9 +85,7 @@ def train_rows(run: Run, columns: Sequence[str], first: int) -> TrainRows | None
         rows = rows.join(of_step.set_alias("c"), "t.step = c.step_", "left")
         chance.append(_valid("c.of_step"))
     picked = ", ".join(f"t.{name}" for name in wanted)
-    rows = rows.project(
-        f"{picked}, 1.0 / coalesce({', '.join(chance)}, 1.0) AS w, {group} AS grp"
-    )
+    rows = rows.project(f"{picked}, 1.0 / coalesce({', '.join(chance)}, 1.0) AS w, {group} AS grp")
     steps = [
         int(s) for (s,) in rows.query("r", "SELECT DISTINCT step FROM r ORDER BY 1").fetchall()
     ]
@@ -163,9 +161,7 @@ class KeyedSums:
         """Sum over steps and groups, by key: (K,)."""
         return self.values[..., self.columns[column]].sum(axis=(0, 1))
 
-    def ratio(
-        self, above: str, below: str, of_all: bool = False
-    ) -> tuple[Array, Array, Array]:
+    def ratio(self, above: str, below: str, of_all: bool = False) -> tuple[Array, Array, Array]:
         """(value, low, high), each (K,); of_all: over the total of `below` of all keys."""
         a = self.values[..., self.columns[above]]
         b = self.values[..., self.columns[below]]

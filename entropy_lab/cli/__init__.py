@@ -199,7 +199,9 @@ def plot(
             "--from", metavar="DIR", help="Run, or --out of analyze; repeatable: runs are compared."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for <name>.pdf and .png, tables as .tex, .md, .csv.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for <name>.pdf and .png, tables as .tex, .md, .csv.")
+    ],
 ) -> None:
     """Draw a figure, an item of the paper (T2, F15) or all of them from analysis tables."""
     from entropy_lab.plots import draw, names_of

@@ -88,6 +88,7 @@ def _caption(data: pd.DataFrame) -> str:
     hollow = " Hollow: a single seed, interval over problems." * bool((arms == 1).any())
     return (
         f"Share of right responses (avg@k) in the last evaluation: n = {int(arms.sum())} runs of "
-        f"{len(arms)} methods on {len(models)} model{'s' * (len(models) > 1)}; {sets}.{average} Lines, brackets: 95 % interval (bootstrap over seeds within a "
-        f"method).{hollow}{small} No floor: only right and wrong is counted."
+        f"{len(arms)} methods on {len(models)} model{'s' * (len(models) > 1)}; {sets}.{average} "
+        "Lines, brackets: 95 % interval (bootstrap over seeds within a method)."
+        f"{hollow}{small} No floor: only right and wrong is counted."
     )

@@ -27,8 +27,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     legend = 0.2 * math.ceil(len(methods) / 6) if len(runs) > 1 else 0.0
     shown = [panel for panel in PANELS if curves[panel[2]].notna().any()]
     if not shown:
-        raise without("entropy_reward", "no step has an entropy, a reward or a dH",
-                      "entropy-lab train, or Probe.note(reward=...) in a loop of your own")  # fmt: skip
+        raise without(
+            "entropy_reward", "no step has an entropy, a reward or a dH",
+            "entropy-lab train, or the Probe in a loop of your own",
+        )  # fmt: skip
     figure = style.new_figure(style.PAGE, 2.35 + legend)
     rows = figure.add_gridspec(2, 1, height_ratios=[2.35, max(legend, 1e-3)])
     places = rows[0].subgridspec(1, len(shown))

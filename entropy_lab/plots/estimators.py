@@ -75,9 +75,10 @@ def _rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _caption(data: pd.DataFrame) -> str:
     rows = data.groupby("arm")["n"].max()
+    largest = f" in the largest of {len(rows)}" if len(rows) > 1 else ""
     return (
         "Estimators of a token's entropy change against the measured dH, within a step (medians "
-        f"over steps): n = {rows.max():,} token rows{f' in the largest of {len(rows)}' if len(rows) > 1 else ''}. "
+        f"over steps): n = {rows.max():,} token rows{largest}. "
         "MSE in nats², of the estimate as it is, unscaled. Lines, brackets: 95 % interval "
         f"({data['unit'].iloc[0]}; SRCC and MSE of a single run have none). The floor of dH and "
         "the correlation that it leaves possible stand in summary.parquet."

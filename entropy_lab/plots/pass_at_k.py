@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from entropy_lab.plots import style
-from entropy_lab.plots.evaluated import baseline_of, evaluations, caption_of
+from entropy_lab.plots.evaluated import baseline_of, caption_of, evaluations
 from entropy_lab.plots.multiples import small_multiples
 
 NEEDS = ("pass_at_k",)

@@ -86,6 +86,6 @@ def _caption(data: pd.DataFrame, unit: str) -> str:
         "and share of all tokens (lower number) by probability, entropy and sign of the "
         f"advantage: n = {rows:,} token rows of {data['steps'].max()} steps. Black line: between "
         "mostly likely tokens (log π > −H, right) and unlikely ones. Bold: the 95 % interval "
-        f"({data['unit'].iloc[0]}) leaves 0 out; a dot: fewer than {_TOO_FEW} rows, empty: none. Tokens with "
-        f"A = 0 are not shown. Noise floor: see change_distribution.{style.left_out(data)}"
+        f"({data['unit'].iloc[0]}) leaves 0 out; a dot: fewer than {_TOO_FEW} rows, empty: none. "
+        f"Tokens with A = 0 are not shown. Noise floor: see change_distribution.{style.left_out(data)}"
     )

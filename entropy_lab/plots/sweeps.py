@@ -81,7 +81,11 @@ def arms_of(sweep: Sweep, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     inside = methods[[any(f" {k}=" in str(m) for k in sweep.keys) for m in methods["method"]]]
     known = any(mark in str(m) for m in inside["method"] for mark in sweep.among)
     if len(inside) < 2 or not known:
-        raise without(sweep.name, f"no two runs differ in {' or '.join(sweep.keys)}{_marks(sweep)}", sweep.made)
+        raise without(
+            sweep.name,
+            f"no two runs differ in {' or '.join(sweep.keys)}{_marks(sweep)}",
+            sweep.made,
+        )
     return inside.reset_index(drop=True)
 
 
@@ -154,7 +158,7 @@ def _caption(sweep: Sweep, methods: pd.DataFrame, evaluated: bool) -> str:
     return (
         f"{sweep.what}: n = {seeds.sum()} runs of {len(methods)} arms, {one['axis']}s "
         f"{one['first']:g} to {one['last']:g}. Curves: running means over nine values, mean over "
-        "seeds; a band may leave the panel. Last: interquartile mean of the last five values of all seeds; area: mean height "
-        f"of the curve.{held} Bands, lines, brackets: 95 % interval (bootstrap over seeds within "
+        "seeds; a band may leave the panel. Last: interquartile mean of the last five values of "
+        f"all seeds; area: mean height of the curve.{held} Bands, lines, brackets: 95 % interval (bootstrap over seeds within "
         f"a method).{single} No floor: these are not measured changes."
     )

@@ -77,8 +77,8 @@ def _sentence(row: dict, several: bool) -> str:
         if np.isfinite(row["pinned"]) else ""
     )  # fmt: skip
     text = (
-        f"{name}{pinned}the largest |Ω| is {_band(row, 'omega_peak', 1, '')} times its 99 % quantile "
-        f"(median), a token with probability below 0.1 in {_band(row, 'argmax_rare', 100, ' %')} "
+        f"{name}{pinned}the largest |Ω| is {_band(row, 'omega_peak', 1, '')} times its 99 % "
+        f"quantile (median), a token with probability below 0.1 in {_band(row, 'argmax_rare', 100, ' %')} "
         "of the steps."
     )
     return text[0].upper() + text[1:] if not name else text
