@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -21,9 +23,10 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     data = _rows(tables)
     arms = list(dict.fromkeys(data["arm"]))[: 2 * style.MOST_RUNS]
     names = list(dict.fromkeys(data["predictor"]))
-    tall = 0.9 + len(names) * (0.16 + 0.05 * len(arms)) + 0.2 * (len(arms) > 1)
-    figure = style.new_figure(style.PAGE, tall)
-    grid = figure.subplots(1, len(PANELS), sharey=True)
+    tall = 0.9 + len(names) * (0.16 + 0.05 * len(arms))
+    lines = math.ceil(len(arms) / 4) if len(arms) > 1 else 0
+    figure, top, below = style.with_legend(style.PAGE, tall, lines)
+    grid = top.subplots(1, len(PANELS), sharey=True)
     place = -np.arange(len(names), dtype=float)
     shifts = np.linspace(0.28, -0.28, len(arms)) if len(arms) > 1 else np.zeros(1)
     for axes, (column, title, label) in zip(grid, PANELS, strict=True):
@@ -43,9 +46,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     grid[0].axvline(0, color=style.faint(), linewidth=0.7)
     grid[0].set_yticks(place, names)
     grid[0].set_ylim(place[-1] - 0.6, 0.6)
-    if len(arms) > 1:
-        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=min(4, len(arms)))  # fmt: skip
+    if below is not None:
+        below.legend(*grid[0].get_legend_handles_labels(), loc="center", ncols=min(4, len(arms)))
     return style.Drawing(figure, _caption(data))
 
 

@@ -87,5 +87,6 @@ def _caption(data: pd.DataFrame, unit: str) -> str:
         f"advantage: n = {rows:,} token rows of {data['steps'].max()} steps. Black line: between "
         "mostly likely tokens (log π > −H, right) and unlikely ones. Bold: the 95 % interval "
         f"({data['unit'].iloc[0]}) leaves 0 out; a dot: fewer than {_TOO_FEW} rows, empty: none. "
-        f"Tokens with A = 0 are not shown. Noise floor: see change_distribution.{style.left_out(data)}"
+        "Tokens with A = 0 are not shown. Noise floor: see change_distribution."
+        f"{style.left_out(data)}"
     )

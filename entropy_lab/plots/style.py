@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.transforms import Bbox
 
 Theme = Literal["light", "dark"]
@@ -110,6 +110,20 @@ def columns_for(panels: int, most: int = 4) -> int:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure that no window system knows about, so drawing needs no display."""
     return Figure(figsize=(width, height))
+
+
+def with_legend(width: float, height: float, rows: int) -> tuple[Figure, SubFigure | Figure, Any]:
+    """(figure, where the panels go, where the legend goes) with `rows` lines for a legend below.
+
+    Not a legend "outside" of the figure, which comes to lie over the caption. Without rows the
+    panels have the whole figure and there is no place for a legend (None).
+    """
+    if rows == 0:
+        figure = new_figure(width, height)
+        return figure, figure, None
+    figure = new_figure(width, height + 0.2 * rows)
+    top, bottom = figure.subfigures(2, 1, height_ratios=[height, 0.2 * rows])
+    return figure, top, bottom
 
 
 def add_caption(drawing: Drawing) -> Bbox:

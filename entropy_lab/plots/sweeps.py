@@ -159,6 +159,7 @@ def _caption(sweep: Sweep, methods: pd.DataFrame, evaluated: bool) -> str:
         f"{sweep.what}: n = {seeds.sum()} runs of {len(methods)} arms, {one['axis']}s "
         f"{one['first']:g} to {one['last']:g}. Curves: running means over nine values, mean over "
         "seeds; a band may leave the panel. Last: interquartile mean of the last five values of "
-        f"all seeds; area: mean height of the curve.{held} Bands, lines, brackets: 95 % interval (bootstrap over seeds within "
-        f"a method).{single} No floor: these are not measured changes."
+        f"all seeds; area: mean height of the curve.{held} Bands, lines, brackets: "
+        f"95 % interval (bootstrap over seeds within a method).{single} No floor: these are not "
+        "measured changes."
     )

@@ -17,8 +17,8 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     runs = style.shown_runs(data)
     varying = [r for r in runs if data.loc[data["run"] == r, "varies"].any()]
     panels = 3 if varying else 2
-    figure = style.new_figure(style.PAGE, 2.3 + 0.18 * (len(runs) > 1))
-    grid = figure.subplots(1, panels)
+    figure, top, below = style.with_legend(style.PAGE, 2.3, int(len(runs) > 1))
+    grid = top.subplots(1, panels)
     methods = dict(zip(sums["run"], sums["method"], strict=True))
     seen: dict[str, int] = {}
     for run in runs:
@@ -35,16 +35,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
         grid[-2].plot(part["step"], part["omega_peak"], **marks, linewidth=0.7)
         grid[-1].plot(part["step"], part["argmax_probability"], **marks, linestyle="none")
     if varying:
-        _title(grid[0], "Weights pinned", "share within 1 % of the largest")
+        _title(grid[0], "Weights pinned", "share near the largest")
         grid[0].set_ylim(-0.03, 1.03)
     _title(grid[-2], "Tail of |Ω|", "largest / 99 % quantile")
     grid[-2].axhline(1, color=style.faint(), linewidth=0.7)
     _title(grid[-1], "Who is the largest |Ω|", "its probability")
     grid[-1].axhline(0.1, color=style.faint(), linewidth=0.7, linestyle=":")
     grid[-1].set_ylim(-0.03, 1.03)
-    if len(runs) > 1:
-        figure.legend(*grid[-2].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=len(runs))  # fmt: skip
+    if below is not None:
+        below.legend(*grid[-2].get_legend_handles_labels(), loc="center", ncols=len(runs))
     return style.Drawing(figure, _caption(data, sums, runs, bool(varying)))
 
 
@@ -78,8 +77,8 @@ def _sentence(row: dict, several: bool) -> str:
     )  # fmt: skip
     text = (
         f"{name}{pinned}the largest |Ω| is {_band(row, 'omega_peak', 1, '')} times its 99 % "
-        f"quantile (median), a token with probability below 0.1 in {_band(row, 'argmax_rare', 100, ' %')} "
-        "of the steps."
+        "quantile (median), a token with probability below 0.1 in "
+        f"{_band(row, 'argmax_rare', 100, ' %')} of the steps."
     )
     return text[0].upper() + text[1:] if not name else text
 
