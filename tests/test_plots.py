@@ -26,8 +26,9 @@ SWEEPS = ("lambda_min=0.5", "clip_low=0.99", "mapping=1", "scope=1")
 UNITS = {
     "entropy_reward": "the run", "drift": "the run is the unit", "replay": "over replay points",
     **dict.fromkeys(("layer_shares", "train_heldout", "entropy_target", "weight_collapse",
-                     "factors", "method_changes", "scope_effect"), "bootstrap over steps"),
-    **dict.fromkeys(("methods_curves", "methods_summary", "benchmarks", "pass_at_k", "estimators",
+                     "factors", "method_changes", "scope_effect", "estimators"),
+                    "bootstrap over steps"),
+    **dict.fromkeys(("methods_curves", "methods_summary", "benchmarks", "pass_at_k",
                      "accuracy_entropy", "lambda_min", "mapping", "clip_sweep", "scope_runs",
                      "extreme_clipping"), "bootstrap over seeds within a"),
 }  # fmt: skip

@@ -60,11 +60,18 @@ class TrainRows:
         grouping = ", ".join(str(i + 1) for i in range(2 + len(keys)))
         ours = ", ".join(["step", group, *([names] if names else [])])
         sql = f"SELECT {ours}, count(*) AS n, {totals} FROM rows WHERE {where} GROUP BY {grouping}"
-        return self.rows.query("rows", sql).df()
+        return _asked(self.rows, "rows", sql).df()
 
     def frame(self, sql: str) -> pd.DataFrame:
         """The answer of a query on the view `rows` (the log's columns and w, grp)."""
-        return self.rows.query("rows", sql).df()
+        return _asked(self.rows, "rows", sql).df()
+
+
+def _asked(rows: duckdb.DuckDBPyRelation, name: str, sql: str) -> duckdb.DuckDBPyRelation:
+    """The answer of a SELECT on `rows`, which it knows as `name`."""
+    found = rows.query(name, sql)
+    assert found is not None  # as only statements other than SELECT give
+    return found
 
 
 def train_rows(run: Run, columns: Sequence[str], first: int) -> TrainRows | None:
@@ -87,12 +94,12 @@ def train_rows(run: Run, columns: Sequence[str], first: int) -> TrainRows | None
     picked = ", ".join(f"t.{name}" for name in wanted)
     rows = rows.project(f"{picked}, 1.0 / coalesce({', '.join(chance)}, 1.0) AS w, {group} AS grp")
     steps = [
-        int(s) for (s,) in rows.query("r", "SELECT DISTINCT step FROM r ORDER BY 1").fetchall()
+        int(s) for (s,) in _asked(rows, "r", "SELECT DISTINCT step FROM r ORDER BY 1").fetchall()
     ]
     if not steps:
         return None
     grouped = samples is not None and bool(
-        samples.query("s", "SELECT bool_or(grp_ <> sample) FROM s").fetchall()[0][0]
+        _asked(samples, "s", "SELECT bool_or(grp_ <> sample) FROM s").fetchall()[0][0]
     )
     return TrainRows(rows, steps, grouped)
 
@@ -110,7 +117,7 @@ def _chances(run: Run) -> duckdb.DuckDBPyRelation | None:
     except RunError:  # nothing of steps/ is on disk yet
         return None
     sql = "SELECT step AS step_, any_value(inclusion_prob) AS of_step FROM steps GROUP BY 1"
-    return run.steps(columns=["step", "inclusion_prob"], lazy=True).query("steps", sql)
+    return _asked(run.steps(columns=["step", "inclusion_prob"], lazy=True), "steps", sql)
 
 
 def _samples(run: Run) -> duckdb.DuckDBPyRelation | None:
@@ -124,7 +131,7 @@ def _samples(run: Run) -> duckdb.DuckDBPyRelation | None:
     group = '"group"' if "group" in have else "uid"
     chance = "inclusion_prob" if "inclusion_prob" in have else "NULL::FLOAT"
     sql = f"SELECT uid AS sample, any_value({group}) AS grp_, any_value({chance}) AS chance"
-    return run.samples(lazy=True).query("responses", f"{sql} FROM responses GROUP BY uid")
+    return _asked(run.samples(lazy=True), "responses", f"{sql} FROM responses GROUP BY uid")
 
 
 @dataclass(frozen=True)

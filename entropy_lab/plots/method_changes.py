@@ -36,15 +36,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     figure = style.new_figure(style.PAGE, 0.95 + 0.2 * len(names))
     widths = [len(bins) for _, bins in AXES.values()]
     grid = figure.subplots(1, len(AXES), sharey=True, width_ratios=widths)
-    image = None
+    images = []
     for axes, (axis, (title, bins)) in zip(grid, AXES.items(), strict=True):
         part = data[data["axis"] == axis]
-        image = _map(axes, part, names, list(bins), title)
+        images.append(_map(axes, part, names, list(bins), title))
         labels = [_SHORT.get(b) or range_text(b) for b in bins]
         turned = 0 if bins[0] in _SHORT else 90
         axes.set_xticks(range(len(bins)), labels, fontsize=5.5, rotation=turned)
     grid[0].set_yticks(range(len(names)), [style.short_label(n) for n in names], fontsize=6.5)
-    bar = figure.colorbar(image, ax=grid, fraction=0.02, pad=0.01)
+    bar = figure.colorbar(images[0], ax=grid, fraction=0.02, pad=0.01)
     bar.set_label("share touched")
     bar.outline.set_visible(False)
     return style.Drawing(figure, _caption(audit, run, tables["audit"]["run"].nunique()))

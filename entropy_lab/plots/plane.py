@@ -26,15 +26,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     largest = float(known["dH"].abs().max()) if len(known) else 0.0
     scale, unit = style.power_of_ten(largest)
     norm = Normalize(-max(largest, 1e-300) / scale, max(largest, 1e-300) / scale)
-    image = None
+    images = []
     for row, run in enumerate(runs):
         for axes, sign in zip(grid[row], SIGNS, strict=True):
             here = data[(data["run"] == run) & (data["sign"] == sign)]
-            image = _map(axes, here, scale, norm)
+            images.append(_map(axes, here, scale, norm))
             axes.set_title(sign if len(runs) == 1 else f"{run} · {sign}")
             axes.set_xlabel("probability of the token")
         grid[row, 0].set_ylabel("entropy, nats")
-    bar = figure.colorbar(image, ax=grid, fraction=0.03, pad=0.015, aspect=30)
+    bar = figure.colorbar(images[0], ax=grid, fraction=0.03, pad=0.015, aspect=30)
     bar.set_label(f"mean dH ({unit})")
     bar.outline.set_visible(False)
     return style.Drawing(figure, _caption(data, unit))

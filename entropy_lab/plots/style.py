@@ -122,7 +122,8 @@ def with_legend(width: float, height: float, rows: int) -> tuple[Figure, SubFigu
         figure = new_figure(width, height)
         return figure, figure, None
     figure = new_figure(width, height + 0.2 * rows)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[height, 0.2 * rows])
+    heights = [height, 0.2 * rows]
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
     return figure, top, bottom
 
 

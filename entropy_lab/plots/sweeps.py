@@ -42,7 +42,8 @@ def draw_sweep(sweep: Sweep, tables: dict[str, pd.DataFrame]) -> style.Drawing:
     ends = [*ENDS, *([("accuracy", "accuracy")] if len(accuracy) else [])]
     each = 0.29 if any("\n" in label for label in _labels(names)) else 0.2
     figure = style.new_figure(style.PAGE, 3.1 + each * len(names))
-    top, bottom = figure.subfigures(2, 1, height_ratios=[2.2, 0.9 + each * len(names)])
+    heights = [2.2, 0.9 + each * len(names)]
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, (metric, title, label) in zip(top.subplots(1, 2), CURVES, strict=True):
         for i, name in enumerate(names):
             rows = curves[(curves["method"] == name) & (curves["metric"] == metric)]
