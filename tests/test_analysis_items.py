@@ -82,6 +82,18 @@ def test_words_beyond_the_most_share_one_row(logged, monkeypatch: pytest.MonkeyP
         )
 
 
+def test_thirds_of_few_steps_resample_prompt_groups_too(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", steps=20, groups=4, group_size=2, length=4, held_out=False)
+    from entropy_lab.analysis.words import words
+
+    rows = train_rows(open_run(tmp_path / "run"), ["token_id", "logp"], 5)
+    table, change = words(rows, [], False)
+    assert set(table["unit"]) == {"bootstrap over steps"}
+    assert set(change["unit"]) == {"two-stage bootstrap: steps, then prompt groups"}
+    wide = change["dH_hi"] - change["dH_lo"]
+    assert (wide[change["n"] > 10] > 0).all()
+
+
 def test_the_distribution_counts_every_row_once(logged, tables) -> None:
     rows, found = logged[1], tables["distribution"]
     assert set(found["region"]) == {"all", *QUADRANTS}

@@ -42,8 +42,8 @@ class TrainRows:
 
     @property
     def few(self) -> bool:
-        """So few steps that intervals resample prompt groups too."""
-        return len(self.steps) < MANY_STEPS
+        """So few steps that intervals, of a third of them at least, resample prompt groups too."""
+        return len(self.steps) < 3 * MANY_STEPS
 
     @property
     def unit(self) -> str:
