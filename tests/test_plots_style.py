@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from entropy_lab.analysis import analyze
+from entropy_lab.interventions import INTERVENTIONS
 from entropy_lab.plots import make, svg
 from entropy_lab.plots.style import (
     METHODS,
@@ -54,6 +55,8 @@ def test_a_method_has_one_colour_everywhere(two: Tables) -> None:
     styles = [tuple(map(str, method_style(m).values())) for m in METHODS]
     assert len(set(styles)) == len(METHODS)
     assert method_style("somebody's own") == method_style("somebody's own")
+    assert sorted(METHODS) == sorted(INTERVENTIONS)  # every method has a look of its own
+    assert method_style("steer:lambda_min=0.5")["color"] == method_style("steer")["color"]
 
 
 def test_the_dark_theme_differs_and_leaves_no_trace(tables: Tables) -> None:

@@ -21,8 +21,7 @@ HELD_OUT = 32
 NOT_SCORABLE = 128
 QUADRANTS = ("pos_likely", "pos_unlikely", "neg_likely", "neg_unlikely", "zero")
 FIRST_STEP = 5  # earlier steps are left out of correlations: the optimizer is still warming up
-TRIM = 0.99
-TOP = 0.01  # share of the tokens that a method would pick
+TRIM, TOP = 0.99, 0.01  # quantile of |dH|; share of the tokens that a method would pick
 SCOPES = ("within_step", "pooled", "within_group")
 # From the least to the most that a form knows; any other predictor follows by name.
 CLOSED_FORMS = ("cov", "steer", "steer_released", "discriminant", "softmax", "softmax_state")
