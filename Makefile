@@ -12,8 +12,8 @@ DIST ?= dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-trl test-verl test-vllm lint types bench bench-gpu wheel torch install \
-  vllm clean
+.PHONY: help demo figures test test-trl test-verl test-vllm lint types bench bench-gpu wheel torch \
+  install vllm clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ demo: $(VENV)/.train  ## train the packaged demo (a few minutes on a CPU) and op
 	@out=$(RUNS)/demo; n=1; \
 	while [ -e "$$out" ]; do n=$$((n + 1)); out=$(RUNS)/demo-$$n; done; \
 	$(BIN)/entropy-lab train --out "$$out" $(ARGS) && $(BIN)/entropy-lab analyze "$$out"
+
+figures: $(VENV)/.train  ## draw figures/ anew from experiments/results
+	@$(BIN)/python -m experiments.figures $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term $(ARGS)

@@ -32,7 +32,7 @@ def write_results(name: str, runs: Sequence[Path], jobs: int = 1) -> None:
     tokens = name == "01_predictors"
     with tempfile.TemporaryDirectory() as folder:
         found = analyze(runs, folder, tokens=tokens, jobs=jobs)
-        kept = TOKEN_TABLES if tokens else ("summary", "pass_at_k", *OF_SEVERAL)
+        kept = TOKEN_TABLES if tokens else ("summary", "pass_at_k", "benchmarks", *OF_SEVERAL)
         tables = {k: found.tables[k] for k in kept if k in found.tables}
         if "method_curves" in tables:
             tables["method_curves"] = _thinned(tables["method_curves"])

@@ -59,7 +59,7 @@ def test_several_runs_are_compared_without_tokens_and_in_processes(
 
 def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_path: Path) -> None:
     result = RUNNER.invoke(
-        cli.app, ["plot", "quadrants", "--from", str(run), "--out", str(tmp_path / "one")]
+        cli.app, ["plot", "F3", "--from", str(run), "--out", str(tmp_path / "one")]
     )
     assert result.output.split() == [
         str(tmp_path / "one" / f"quadrants.{ending}") for ending in ("pdf", "png")
@@ -70,7 +70,8 @@ def test_plot_draws_one_or_all_from_runs_and_from_table_folders(run: Path, tmp_p
     names = {path.stem for path in tmp_path.glob("*.pdf")}
     assert {"predicted_vs_actual", "entropy_reward", "quadrants", "regions", "drift"} <= names
     assert "methods_summary" not in names
-    assert "skipped methods_summary" in result.output
+    assert "] methods_summary: skipped, " in result.output
+    assert "what the others need: " in result.output and (tmp_path / "index.md").exists()
 
 
 @pytest.mark.parametrize(

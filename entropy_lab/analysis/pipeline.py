@@ -17,6 +17,7 @@ from entropy_lab.analysis import bootstrap, curves, where
 from entropy_lab.analysis.arms import arms, mixed
 from entropy_lab.analysis.as_json import as_json
 from entropy_lab.analysis.belief import belief, noise_floor
+from entropy_lab.analysis.benchmarks import benchmarks, model_name
 from entropy_lab.analysis.budget import BudgetSums
 from entropy_lab.analysis.calibration import calibration
 from entropy_lab.analysis.caveats import caveats
@@ -24,6 +25,7 @@ from entropy_lab.analysis.deep import deep_columns, deep_rows, deep_steps
 from entropy_lab.analysis.drift import drift, drift_final
 from entropy_lab.analysis.evaluations import pass_at_k
 from entropy_lab.analysis.influence import InfluenceSums
+from entropy_lab.analysis.items import item_tables
 from entropy_lab.analysis.many import over_runs, run_lengths
 from entropy_lab.analysis.processes import side_by_side
 from entropy_lab.analysis.response import response_terms
@@ -87,6 +89,8 @@ def analyze(
     each = [(p, n, a.method, tokens) for p, n, a in zip(paths, names, found, strict=True)]
     parts = side_by_side(_analyze_run, each, jobs)
     tables = {name: _stack([p[name] for p in parts]) for name in parts[0]}
+    models = {name: model_name(run.info) for name, run in zip(names, runs, strict=True)}
+    tables["benchmarks"] = benchmarks(tables["pass_at_k"], models)
     if len(parts) > 1:
         tables |= over_runs(tables, [arm.seed for arm in found], mixed(runs, names, found))
     else:
@@ -132,6 +136,8 @@ def _analyze_run(path: Path, name: str, method: str, tokens: bool) -> Tables:
     tables = _token_tables(found, unit, grouped) | _deep_tables(run, rows, found, groups)
     tables["curves"] = curves.curves(rows, method)
     tables["drift"] = drift(rows, name, method)
+    first = found.first if found else -1
+    tables |= item_tables(run, rows, tables["curves"], method, first, noise_floor(rows))
     tables["pass_at_k"], skipped = pass_at_k(run, rows, name, method)
     beware = caveats(run, rows, found, grouped, tables["validation"], tokens)
     beware += [{"level": "warning", "text": skipped}] if skipped else []

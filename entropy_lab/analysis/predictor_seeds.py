@@ -11,7 +11,7 @@ import pandas as pd
 from entropy_lab.analysis.seeds import Indices, mean_over_seeds
 from entropy_lab.analysis.tables import frame
 
-MEASURES = ("pcc", "srcc", "sign")
+MEASURES = ("pcc", "srcc", "sign", "mse")  # influence has no mse: another unit
 
 
 def predictor_seeds(
@@ -20,7 +20,7 @@ def predictor_seeds(
     method_of: Mapping[str, str],
     draws: Mapping[str, Indices],
 ) -> pd.DataFrame:
-    """Mean over a method's runs of each form's within-step PCC, SRCC and sign agreement.
+    """Mean over a method's runs of each form's within-step PCC, SRCC, sign agreement and MSE.
 
     Against dH (the rows of `validation`, all tokens) and against influence_marginal (those of
     `influence`). method_of: run -> method, runs in order; draws: of `stratified`. Intervals are
@@ -34,7 +34,7 @@ def predictor_seeds(
             picked = draws[str(method)]
             # A run without this form keeps its place among the seeds that are drawn.
             values = np.full((picked.shape[1], len(MEASURES)), np.nan)
-            values[: len(data)] = data[list(MEASURES)].to_numpy(np.float64)
+            values[: len(data)] = data.reindex(columns=list(MEASURES)).to_numpy(np.float64)
             mean, low, high, seeds = mean_over_seeds(values, picked)
             row = {"method": method, "target": target, "kind": kind, "predictor": predictor}
             row |= {"seeds": int(seeds[0]), "n": int(data["n"].sum())}

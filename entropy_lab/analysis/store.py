@@ -55,6 +55,11 @@ def read_tables(folders: Sequence[Path], names: Iterable[str]) -> dict[str, pd.D
     return {name: pd.concat([_read(h, name) for h in homes], ignore_index=True) for name in names}
 
 
+def table_path(folder: Path, name: str) -> Path:
+    """Where the named table of a folder or run is, whether it exists or not; errors as above."""
+    return _home(Path(folder)) / f"{name}.parquet"
+
+
 def _home(folder: Path) -> Path:
     if not folder.is_dir():
         raise RunError(f"{folder} is not a directory: give a run or the --out of an analysis")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from entropy_lab.analysis.tables_items import ITEM_TABLES
 from entropy_lab.analysis.tables_runs import RUN_TABLES
 
 PREDICTOR_PREFIX = "dH_pred_"
@@ -20,8 +21,7 @@ HELD_OUT = 32
 NOT_SCORABLE = 128
 QUADRANTS = ("pos_likely", "pos_unlikely", "neg_likely", "neg_unlikely", "zero")
 FIRST_STEP = 5  # earlier steps are left out of correlations: the optimizer is still warming up
-TRIM = 0.99
-TOP = 0.01  # share of the tokens that a method would pick
+TRIM, TOP = 0.99, 0.01  # quantile of |dH|; share of the tokens that a method would pick
 SCOPES = ("within_step", "pooled", "within_group")
 # From the least to the most that a form knows; any other predictor follows by name.
 CLOSED_FORMS = ("cov", "steer", "steer_released", "discriminant", "softmax", "softmax_state")
@@ -53,7 +53,7 @@ def _banded(name: str, meaning: str) -> dict[str, str]:
 
 
 TABLES: dict[str, dict[str, str]] = {
-    **RUN_TABLES,
+    **(RUN_TABLES | ITEM_TABLES),
     "summary": _RUN
     | {
         "path": "run directory",
@@ -86,7 +86,7 @@ TABLES: dict[str, dict[str, str]] = {
         "unit": "what the intervals resample",
         "verdict": "what happened, one sentence a line",
     },
-    "warnings": _RUN | {"level": "warning or note", "text": "what to know before trusting this"},
+    "warnings": _RUN | {"level": "warning or note", "text": "what to know before trust"},
     "validation": _RUN
     | {
         "scope": "within_step: median over steps; pooled: all rows; within_group: median over "

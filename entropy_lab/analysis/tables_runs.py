@@ -55,7 +55,9 @@ RUN_TABLES: dict[str, dict[str, str]] = {
         **_banded("pcc", "Pearson correlation within a step, mean over runs"),
         **_banded("srcc", "Spearman correlation within a step, mean over runs"),
         **_banded("sign", "share of equal signs where neither side is zero, mean over runs"),
-    },
+        **_banded("mse", "median over steps of the squared error in nats^2, mean over runs; only "
+                  "of target dH"),
+    },  # fmt: skip
     "method_curves": {
         **_METHOD,
         **_AXIS,
@@ -140,7 +142,22 @@ RUN_TABLES: dict[str, dict[str, str]] = {
         "top_p": "of the evaluation's sampling",
         "max_tokens": "most tokens of a response",
     },
-}
+    "benchmarks": {
+        "model": "name of the model, without folders",
+        **_METHOD,
+        "benchmark": "set of problems; average: of all of the method's sets, equally weighted",
+        "seeds": "runs that have it",
+        **_banded("accuracy", "share of right responses (avg@k) in the last evaluation; a single "
+                  "seed's interval is over problems"),
+        "step": "optimizer steps taken; NaN where runs or sets differ",
+        "n": "problems",
+        "samples": "responses to each problem",
+        "temperature": "of the evaluation's sampling",
+        "top_p": "of the evaluation's sampling",
+        "max_tokens": "most tokens of a response",
+        **_UNIT,
+    },
+}  # fmt: skip
 # Made from several runs; the other tables here are made for a single run as well.
 OF_SEVERAL = (
     "comparison", "methods", "predictor_seeds", "method_curves", "equal_levels",

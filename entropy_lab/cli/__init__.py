@@ -200,26 +200,26 @@ def plot(
     source: Annotated[
         list[Path],
         typer.Option(
-            "--from", metavar="DIR", help="Analyzed run, or --out of analyze; repeatable."
+            "--from", metavar="DIR", help="Run, or --out of analyze; repeatable: runs are compared."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for <name>.pdf and <name>.png.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for <name>.pdf and .png, tables as .tex, .md, .csv.")
+    ],
 ) -> None:
-    """Draw a figure from analysis tables."""
-    from entropy_lab.plots import PLOTS, draw
+    """Draw a figure, an item of the paper (T2, F15) or all of them from analysis tables."""
+    from entropy_lab.plots import draw, names_of
+    from entropy_lab.plots.everything import draw_all, prepared
 
-    if name != "all":
-        print("\n".join(str(path) for path in draw(name, source, out)))
+    names = names_of(name)
+    folders = prepared(source, out, print)
+    if name == "all":
+        done = draw_all(folders, out, names, print)
+        drawn = sum(bool(one.paths) for one in done)
+        print(f"{drawn} of {len(done)} drawn; what the others need: {out / 'index.md'}")
         return
-    skipped: list[EntropyLabError] = []
-    for figure in PLOTS:
-        try:
-            print("\n".join(str(path) for path in draw(figure, source, out)))
-        except EntropyLabError as error:
-            skipped.append(error)
-            print(f"skipped {figure}: {error}", file=sys.stderr)
-    if len(skipped) == len(PLOTS):
-        raise skipped[0]
+    for figure in names:
+        print("\n".join(str(path) for path in draw(figure, folders, out)))
 
 
 @app.command(epilog="Example: entropy-lab doctor runs/demo")

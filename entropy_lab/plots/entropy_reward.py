@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from entropy_lab.plots import style
+from entropy_lab.plots.lacking import without
 
 NEEDS = ("curves",)
 # title, y label, column of each step, running mean
@@ -24,11 +25,17 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     runs = list(dict.fromkeys(curves["run"]))
     methods = list(dict.fromkeys(curves["method"]))
     legend = 0.2 * math.ceil(len(methods) / 6) if len(runs) > 1 else 0.0
+    shown = [panel for panel in PANELS if curves[panel[2]].notna().any()]
+    if not shown:
+        raise without(
+            "entropy_reward", "no step has an entropy, a reward or a dH",
+            "entropy-lab train, or the Probe in a loop of your own",
+        )  # fmt: skip
     figure = style.new_figure(style.PAGE, 2.35 + legend)
     rows = figure.add_gridspec(2, 1, height_ratios=[2.35, max(legend, 1e-3)])
-    places = rows[0].subgridspec(1, len(PANELS))
-    grid = [figure.add_subplot(places[i]) for i in range(len(PANELS))]
-    for axes, (title, label, column, smooth) in zip(grid, PANELS, strict=True):
+    places = rows[0].subgridspec(1, len(shown))
+    grid = [figure.add_subplot(places[i]) for i in range(len(shown))]
+    for axes, (title, label, column, smooth) in zip(grid, shown, strict=True):
         scale, unit = 1.0, label
         if column == "dH_train":
             scale, unit = style.power_of_ten(float(curves[column].abs().quantile(0.95)))
@@ -41,7 +48,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
         axes.set_ylabel(unit)
         axes.set_xlabel("optimizer step")
         style.grid(axes)
-    if curves["entropy_token_mean"].notna().any():
+    if shown[0][2] == "entropy_token_mean":
         grid[0].set_ylim(bottom=0)
     if len(runs) > 1:
         handles, labels = grid[0].get_legend_handles_labels()

@@ -30,15 +30,15 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
     panels = [(run, quantity) for run in runs for quantity in quantities]
     columns = style.columns_for(len(panels))
     rows = max(1, math.ceil(len(panels) / columns))
-    figure = style.new_figure(style.PAGE, 0.25 + 1.75 * rows)
+    figure = style.new_figure(style.PAGE, 0.25 + 1.9 * rows)
     # The same quantity of several runs is compared on one scale.
     several = len(runs) > 1
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=several)
     for axes, (run, quantity) in zip(grid.flat, panels, strict=False):
         here = data[(data["run"] == run) & (data["quantity"] == quantity)]
         _panel(axes, here, quantity, _largest(data[data["quantity"] == "dH"] if several else here))
-        title = "measured dH" if quantity == "dH" else f"predicted: {quantity}"
-        axes.set_title(run if several else title)
+        title = "measured dH" if quantity == "dH" else f"predicted by\n{quantity}"
+        axes.set_title(style.short_label(run, 22) if several else title, fontsize=7.5)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     return style.Drawing(figure, _caption(data, len(runs)))
@@ -66,7 +66,7 @@ def _panel(axes: Axes, data: pd.DataFrame, quantity: str, largest: float) -> Non
         else LABELS[name]
         for name in LABELS
     ]
-    axes.set_yticks(range(len(LABELS)), labels)
+    axes.set_yticks(range(len(LABELS)), labels, fontsize=6, linespacing=1.0)
     axes.set_ylim(len(LABELS) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelbottom=True)

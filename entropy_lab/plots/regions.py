@@ -35,7 +35,7 @@ def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
             if len(runs) == 1:
                 _shares(grid[1, column], one)
         worst = here.groupby("bin")["under_floor"].max()
-        labels = [_range(name) + style.mark(worst[name]).replace(" ", "\n") for name in names]
+        labels = [range_text(name) + style.mark(worst[name]).replace(" ", "\n") for name in names]
         grid[-1, column].set_xticks(range(len(names)), labels)
     if len(runs) == 1:
         grid[1, 0].set_ylabel("share")
@@ -64,7 +64,8 @@ def _shares(axes: Axes, data: pd.DataFrame) -> None:
     style.grid(axes)
 
 
-def _range(name: str) -> str:
+def range_text(name: str) -> str:
+    """The name of a bin as a label: p[0.1,0.3) becomes 0.1–0.3."""
     low, high = name.strip("pH[])").split(",")
     return f"≥ {low}" if high == "inf" else f"{low}–{high}"
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.transforms import Bbox
 
 Theme = Literal["light", "dark"]
@@ -24,13 +25,20 @@ PAGE = 6.95  # inches, both columns
 PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#A6761D"
 )  # fmt: skip
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-# A method keeps its colour (and dash) in every figure, so the order here never changes.
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 1, 1, 1, 1, 1)))
+# A method keeps its colour and dash in every figure: the n-th one here has the n-th colour, and a
+# new dash begins after each round of colours. New methods are added at the end. Two that share a
+# colour differ in the dash, and all differ in one of them in print without colour.
 METHODS = (
     "grpo", "steer", "clip_higher", "clip_cov", "kl_cov", "entropy_bonus", "dr_grpo", "rloo",
     "adaptive_entropy", "entropy_advantage", "fork_tokens", "w_reinforce", "opo", "ce_gppo",
     "cispo", "unlikeliness",
+    "clip_lower", "qae", "entropy_disc_batch", "entropy_disc_vocab", "stare", "entropy_pi",
+    "entrocraft", "pos_adv_reweight",
+    "repo_r", "erc", "bapo", "dppo_tv", "dppo_kl", "gspo", "influence_steer", "entropy_target",
+    "quadrant",
 )  # fmt: skip
+MOST_RUNS = 4  # runs that a figure of single runs shows
 LOWERS, RAISES = "#0072B2", "#D55E00"  # entropy falls, entropy rises
 _INK = {"light": ("#22262b", "#6b7280", "#ffffff"), "dark": ("#e6e8eb", "#9aa3ad", "#16191d")}
 _DEEP = {
@@ -104,6 +112,21 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
+def with_legend(width: float, height: float, rows: int) -> tuple[Figure, SubFigure | Figure, Any]:
+    """(figure, where the panels go, where the legend goes) with `rows` lines for a legend below.
+
+    Not a legend "outside" of the figure, which comes to lie over the caption. Without rows the
+    panels have the whole figure and there is no place for a legend (None).
+    """
+    if rows == 0:
+        figure = new_figure(width, height)
+        return figure, figure, None
+    figure = new_figure(width, height + 0.2 * rows)
+    heights = [height, 0.2 * rows]
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
+    return figure, top, bottom
+
+
 def add_caption(drawing: Drawing) -> Bbox:
     """Write the caption below the figure's edge; returns the box in inches that holds both."""
     figure = drawing.figure
@@ -145,6 +168,12 @@ def lines_of(labels: Iterable[str]) -> int:
     return max(wrapped(label).count("\n") + 1 for label in labels)
 
 
+def diverging_colours() -> Colormap:
+    """From what lowers entropy over the paper to what raises it; both ends are as dark."""
+    ends = [colour(LOWERS), mpl.rcParams["figure.facecolor"], colour(RAISES)]
+    return LinearSegmentedColormap.from_list("diverging", ends)
+
+
 def density_colours() -> Colormap:
     """From the paper of the current theme to its strongest blue."""
     return LinearSegmentedColormap.from_list("density", _DEEP["dark" if _is_dark() else "light"])
@@ -162,13 +191,24 @@ def _is_dark() -> bool:
     return mpl.rcParams["figure.facecolor"] == _INK["dark"][2]
 
 
+def method_of(label: str) -> str:
+    """The method's name in a label: "steer lambda_min=0.5" and "steer:lambda_min=0.5" are steer."""
+    return label.partition(" ")[0].partition(":")[0]
+
+
+def short_label(label: str, most: int = 26) -> str:
+    """A label that fits beside a row; what is cut off ends in an ellipsis."""
+    return label if len(label) <= most else label[: most - 1] + "…"
+
+
 def method_style(method: str) -> dict[str, Any]:
     """Line colour and dash of a method, the same in every figure; unknown names get one too.
 
     A label with settings ("steer lambda_min=0.5") has the colour of its method and a dash of its
     own.
     """
-    name, _, settings = method.partition(" ")
+    name = method_of(method)
+    settings = method[len(name) + 1 :]
     known = name in METHODS
     place = METHODS.index(name) if known else zlib.crc32(name.encode())
     dash = place // len(PALETTE) + zlib.crc32(settings.encode())
@@ -176,6 +216,43 @@ def method_style(method: str) -> dict[str, Any]:
         "color": colour(PALETTE[place % len(PALETTE)]),
         "linestyle": DASHES[dash % len(DASHES)],
     }
+
+
+def shown_runs(data: pd.DataFrame) -> list[str]:
+    """The first MOST_RUNS runs of a table, in order."""
+    return [str(run) for run in dict.fromkeys(data["run"])][:MOST_RUNS]
+
+
+def left_out(data: pd.DataFrame) -> str:
+    """A sentence for the caption where `shown_runs` leaves runs out."""
+    runs = data["run"].nunique()
+    return f" The first {MOST_RUNS} of {runs} runs." if runs > MOST_RUNS else ""
+
+
+def floor_text(floor: float) -> str:
+    """A sentence for the caption on the noise floor of dH, nats."""
+    if not np.isfinite(floor):
+        return " No noise floor was measured."
+    return f" Noise floor of a dH: {floor:.2g} nats."
+
+
+def token_text(text: str, token: int, most: int = 12) -> str:
+    """A token for a label: blanks and line ends visible, "#id" where its text is not known.
+
+    Whatever cannot be drawn (controls, marks of direction, lone surrogates, NUL) is escaped, and
+    a dollar sign starts no formula.
+    """
+    if not text:
+        return f"#{token}"
+    seen = {" ": "␣", "\n": "⏎", "\t": "⇥"}
+    safe = "".join(seen.get(c) or (c if _drawable(c) else f"U+{ord(c):04X}") for c in text[:most])
+    safe += "…" if len(text) > most else ""
+    return safe.replace("$", r"\$")
+
+
+def _drawable(c: str) -> bool:
+    """Latin, Greek and Cyrillic letters and common signs: what every font here has."""
+    return c.isprintable() and (ord(c) < 0x500 or c in "–—‘’“”…€→≤≥≠∞√π")
 
 
 def power_of_ten(largest: float) -> tuple[float, str]:

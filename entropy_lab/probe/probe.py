@@ -31,7 +31,7 @@ from entropy_lab.probe.stepping import Stepping
 from entropy_lab.probe.update import check_supported
 from entropy_lab.probe.window import Watched, numbered_all
 from entropy_lab.probe.world import ALONE, World, measured_by_all
-from entropy_lab.record import create_run
+from entropy_lab.record import create_run, write_vocab
 from entropy_lab.types import TokenBatch, TokenStats
 
 
@@ -68,9 +68,10 @@ class Probe(Stepping):
     what the probe cost at the end and keep it in run.json.
     world: the processes that take the step together; each records its own micro-batches, and `fix`
     and `hold_out` are given all of them. loss_score: the loss forward where it is not `score`.
-    max_log_bytes: max_bytes of RunWriter. run_dir is created; to continue a run pass `start_step`
-    after `record.rewind`. Raises RunError where run_dir holds a run already or cannot be written,
-    ValueError for an option that is none.
+    max_log_bytes: max_bytes of RunWriter. vocab: the text of each token id, for reports
+    (vocab.json). run_dir is created; to continue a run pass `start_step` after `record.rewind`.
+    Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
+    option that is none.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Probe(Stepping):
         world: World = ALONE,
         loss_score: Score | None = None,
         max_log_bytes: float = 0,
+        vocab: Sequence[str | None] | None = None,
     ):
         cadence = Cadence(every, fraction, floor_every, deep_every, seed)
         optimizers = innermost(optimizer)
@@ -125,6 +127,8 @@ class Probe(Stepping):
             seeds = {"seed": seed}
             replicas.first(lambda: create_run(run_dir, config or {}, seeds=seeds, extra=facts))
         rank = replicas.rank or world.rank
+        if vocab is not None and not rank:
+            write_vocab(run_dir, vocab)
         guard = Guard(run_dir, rank, strict)
         full: OnFull = on_full or ("block" if strict or replicas.size > 1 else "drop")
         log = StepLog(

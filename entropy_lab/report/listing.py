@@ -36,7 +36,10 @@ def _entries(what: str) -> dict[str, object]:
         return dict(TASKS)
     from entropy_lab.plots import PLOTS
 
-    return {name: inspect.getmodule(plot.draw) for name, plot in PLOTS.items()}
+    return {
+        name: plot.title + f" ({', '.join(plot.items)})" * bool(plot.items)
+        for name, plot in PLOTS.items()
+    }
 
 
 def _method_block(name: str, method: Any, indent: int) -> list[str]:
@@ -59,5 +62,5 @@ def _method_block(name: str, method: Any, indent: int) -> list[str]:
 
 
 def _first_line(thing: object) -> str:
-    text = inspect.getdoc(thing) or ""
+    text = thing if isinstance(thing, str) else inspect.getdoc(thing) or ""
     return text.partition("\n\n")[0].replace("\n", " ")

@@ -49,7 +49,7 @@ def write_report(tables: Tables, out: Path, command: str) -> Path:
     """
     names = list(tables["summary"]["run"])
     single = names if len(names) <= MANY_RUNS else []  # of more, none is shown alone
-    known = [name for name, plot in PLOTS.items() if set(plot.needs) <= set(tables)]
+    known = [name for name in HEADINGS if set(PLOTS[name].needs) <= set(tables)]
     drawn = [name for name in known if single or name in OVER_METHODS]
     sections = dict.fromkeys(PLOTS, "")
     sections |= {name: _figure(name, tables, out / "figures") for name in drawn}

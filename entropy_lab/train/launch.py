@@ -228,7 +228,7 @@ def _give_up(error: BaseException, run_dir: Path, checkpoint: Path | None) -> No
     if isinstance(error, ConfigError):
         # Nothing was trained: the directory stays free for the corrected settings.
         if checkpoint is None and open_run(run_dir).last_step is None:
-            for name in ("run.json", "metrics.jsonl"):
+            for name in ("run.json", "metrics.jsonl", "vocab.json"):
                 (run_dir / name).unlink(missing_ok=True)
             return
     if isinstance(error, Exception | KeyboardInterrupt):

@@ -17,6 +17,7 @@ from entropy_lab.probe import Probe
 from entropy_lab.probe.scorer import Score, active_dropout
 from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.record.manifest import read_info, update_info
+from entropy_lab.record.vocab import write_vocab
 from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.checkpoint import load_checkpoint, load_optimizer
 from entropy_lab.train.config import Config
@@ -33,6 +34,7 @@ from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rewards import Rewarder, make_rewarder
 from entropy_lab.train.rollout import ENGINES, Responses, RolloutEngine
 from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
+from entropy_lab.train.token_texts import token_texts
 
 
 @dataclass
@@ -205,6 +207,8 @@ def build(
     parts.world = world
     parts.drawn.update(state.get("drawn", {}))
     try:
+        if world.rank == 0:
+            write_vocab(run_dir, token_texts(tokenizer))
         read_data(parts, run_dir, state, progress)
         check_best_on(parts)
     except BaseException:

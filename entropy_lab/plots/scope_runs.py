@@ -1,0 +1,26 @@
+"""Whole runs with minibatch and micro-batch statistics of the method."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from entropy_lab.plots import style, sweeps
+from entropy_lab.plots.sheet import Sheet
+
+NEEDS, ALSO = sweeps.NEEDS, sweeps.ALSO
+SWEEP = sweeps.Sweep(
+    name="scope_runs",
+    keys=("scope",),
+    what="Batch statistics of a method over the minibatch or the micro-batch",
+    made="python -m experiments.run 07_scope, then --from its results",
+)
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> style.Drawing:
+    """Entropy and reward of every arm, and where they end."""
+    return sweeps.draw_sweep(SWEEP, tables)
+
+
+def tabulate(tables: dict[str, pd.DataFrame]) -> Sheet:
+    """Where every arm ends."""
+    return sweeps.tabulate_sweep(SWEEP, tables)
