@@ -14,6 +14,7 @@ import torch
 
 from entropy_lab import load
 from entropy_lab.errors import ConfigError, RunError
+from entropy_lab.record import read_vocab
 from entropy_lab.train.launch import run_training
 from entropy_lab.types import HELD_OUT
 from tiny import TINY, assert_same_run, cli_overrides, metrics, weights
@@ -51,6 +52,16 @@ def test_a_run_holds_what_the_contract_names(whole: Path) -> None:
     assert (own[own["age"] == 1]["old_logp"] != own[own["age"] == 1]["logp"]).any()
     assert steps["repeat_max"].dropna().eq(0.0).all()
     assert steps["gradient_audit"].dropna().max() <= 1e-4
+
+
+def test_the_texts_of_a_response_s_tokens_are_the_response(whole: Path) -> None:
+    texts, run = read_vocab(whole), load(whole)
+    tokens = run.tokens(columns=["uid", "pos", "token_id", "flags"]).query(f"flags < {HELD_OUT}")
+    spelled = tokens.sort_values("pos").groupby("uid")["token_id"].agg(
+        lambda ids: "".join(str(texts[i]) for i in ids)
+    )
+    samples = run.samples().set_index("uid")["response"]
+    assert spelled.str.removesuffix("<eos>").to_dict() == samples.loc[spelled.index].to_dict()
 
 
 def test_zero_learning_rate_moves_nothing(tmp_path: Path) -> None:

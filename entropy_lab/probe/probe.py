@@ -33,7 +33,7 @@ from entropy_lab.probe.step import (
 )
 from entropy_lab.probe.update import check_supported
 from entropy_lab.probe.window import Window, numbered, numbered_all
-from entropy_lab.record import RunWriter, create_run
+from entropy_lab.record import RunWriter, create_run, write_vocab
 from entropy_lab.record.schema import CORE_PREDICTORS
 from entropy_lab.types import TokenBatch, TokenStats
 
@@ -61,7 +61,8 @@ class Probe:
     that arithmetic throughout; "auto" is "same", and where that is half precision at most 8
     responses a step are measured in float32 as well (column dH_float32). policy: "master" measures
     the parameters as they are, "cast" rounded to the training dtype (bfloat16 in a float32 run).
-    run_dir is created; to continue a run pass `start_step` after `record.rewind`.
+    vocab: the text of each token id, for reports (vocab.json). run_dir is created; to continue a
+    run pass `start_step` after `record.rewind`.
     Raises RunError where run_dir holds a run already or cannot be written, ValueError for an
     option that is none.
     """
@@ -89,6 +90,7 @@ class Probe:
         start_step: int | None = None,
         write_samples: bool = True,
         on_full: Literal["block", "drop"] = "block",
+        vocab: Sequence[str | None] | None = None,
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -104,13 +106,13 @@ class Probe:
         self.entropy_of, self.snapshots = entropy_of, snapshots
         if start_step is None:
             create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
+        if vocab is not None:
+            write_vocab(run_dir, vocab)
         self.step = start_step or 0
+        sampling = f"every={every} fraction={fraction} seed={seed}"
         self.writer = RunWriter(
             run_dir,
-            meta={
-                "temperature": str(temperature),
-                "sampling": f"every={every} fraction={fraction} seed={seed}",
-            },
+            meta={"temperature": str(temperature), "sampling": sampling},
             profile=profile,
             predictors=CORE_PREDICTORS if profile == "core" else tuple(PREDICTORS),
             deep=deep_every > 0,
@@ -127,8 +129,7 @@ class Probe:
         self._measurement: StepMeasurement | None = None
         self._metrics: dict[str, Any] | None = None
         self.last_row: dict[str, Any] = {}
-        self._time_before = 0.0
-        self._closed = False
+        self._time_before, self._closed = 0.0, False
         self._written: set[int] = set()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -225,8 +226,7 @@ class Probe:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.close()
-            return
+            return self.close()
         with suppress(RunError):  # the first error is the one to report
             self.close("interrupted" if kind is KeyboardInterrupt else "failed")
 

@@ -8,6 +8,7 @@ from entropy_lab.record.manifest import create_run, set_status
 from entropy_lab.record.rewind import rewind
 from entropy_lab.record.run import Run, load, open_run
 from entropy_lab.record.schema import SCHEMA_VERSION, token_schema
+from entropy_lab.record.vocab import read_vocab, write_vocab
 from entropy_lab.record.writer import RunWriter
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "create_run",
     "load",
     "open_run",
+    "read_vocab",
     "rewind",
     "run_lock",
     "set_status",
     "token_schema",
     "write_evals",
+    "write_vocab",
 ]

@@ -23,6 +23,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "pyarrow", "pandas", "duckdb", "s
 _CONTENTS = (
     "run.json",
     "metrics.jsonl",
+    "vocab.json",
     "evals.parquet",
     "eval",
     "steps",

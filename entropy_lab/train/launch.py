@@ -185,7 +185,7 @@ def _train(config: Config, run_dir: Path, checkpoint: Path | None) -> Path:
     except ConfigError:
         # Nothing was trained: the directory stays free for the corrected settings.
         if checkpoint is None and open_run(run_dir).last_step is None:
-            for name in ("run.json", "metrics.jsonl"):
+            for name in ("run.json", "metrics.jsonl", "vocab.json"):
                 (run_dir / name).unlink(missing_ok=True)
         else:
             _mark(run_dir, "failed")

@@ -16,6 +16,7 @@ from entropy_lab.interventions import Method, make_method
 from entropy_lab.probe import Probe
 from entropy_lab.probe.scorer import active_dropout
 from entropy_lab.record.manifest import read_info, update_info
+from entropy_lab.record.vocab import write_vocab
 from entropy_lab.train.agreement import check_agreement
 from entropy_lab.train.checkpoint import load_checkpoint
 from entropy_lab.train.config import Config
@@ -30,6 +31,7 @@ from entropy_lab.train.randomness import sampling_seed
 from entropy_lab.train.rewards import Rewarder, make_rewarder
 from entropy_lab.train.rollout import ENGINES, Responses, RolloutEngine
 from entropy_lab.train.tasks import Place, Problem, Source, Task, make_task
+from entropy_lab.train.token_texts import token_texts
 from entropy_lab.train.trainable import lost_to_rounding
 
 
@@ -163,6 +165,7 @@ def build(
     )
     parts.drawn.update(state.get("drawn", {}))
     try:
+        write_vocab(run_dir, token_texts(tokenizer))
         read_data(parts, run_dir, state, progress)
         check_best_on(parts)
     except BaseException:
