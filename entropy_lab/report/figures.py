@@ -55,7 +55,8 @@ class Figures:
         if not picture or len(picture) > _LARGEST_SVG:
             picture = html.picture(_png(drawing, "light"), _png(other, "dark"), label)
         files = f"figures/{name}.pdf"
-        return html.figure(picture, drawing.caption, f"{source} Also in {files}.")
+        figure = html.figure(picture, drawing.caption, f"{source} Also in {files}.")
+        return f"<h3>{html.text(title)}</h3>{figure}"
 
     def _needed(self, name: str) -> dict[str, pd.DataFrame]:
         """The tables that a figure reads; those that another command made are read from disk."""

@@ -17,6 +17,7 @@ from entropy_lab.report.text import grouped
 
 Tables = Mapping[str, pd.DataFrame]
 
+_SHOWN = 4  # findings of doctor that are not folded away
 # Columns of the table effects, as sentences name them.
 SHARES = {
     "touched_share": "touched",
@@ -84,12 +85,13 @@ def beware(tables: Tables, health: Mapping[str, Diagnosis], names: Sequence[str]
     """The warnings of the analysis and what `entropy-lab doctor` found."""
     rows = grouped(tables["warnings"])
     lines: list[html.Cell] = [_levelled(level, said) for level, said in rows]
+    found: list[html.Cell] = []
     for run, diagnosis in health.items():
         whose = f"{run}: " if len(names) > 1 else ""
         bad = [f for f in diagnosis.findings if f.level in ("error", "warning")]
         for f in bad:
-            said = " ".join(part for part in (f"{f.seen}.", f.means, f.do) if part)
-            lines.append(_levelled(f"doctor, {f.level}", f"{whose}{f.check}: {said}"))
+            said = " ".join(f"{part.rstrip('.')}." for part in (f.seen, f.means, f.do) if part)
+            found.append(_levelled(f"doctor, {f.level}", f"{whose}{f.check}: {said}"))
         if not bad:
             passed = len(diagnosis.of_level("ok"))
             lines.append(
@@ -97,9 +99,14 @@ def beware(tables: Tables, health: Mapping[str, Diagnosis], names: Sequence[str]
             )
     if not health:
         lines.append(_levelled("doctor", "not run here: entropy-lab doctor RUN_DIR checks a log."))
+    more = html.paragraphs(found[_SHOWN:])
+    if more:
+        number = f"{len(found) - _SHOWN} more findings of doctor"
+        more = f"<details><summary>{number}</summary>{more}</details>"
     return (
         '<section class="warn" id="warnings" aria-labelledby="h-warnings">'
-        f'<h2 id="h-warnings">What to beware of</h2>{html.paragraphs(lines)}</section>'
+        '<h2 id="h-warnings">What to beware of</h2>'
+        f"{html.paragraphs([*lines, *found[:_SHOWN]])}{more}</section>"
     )
 
 

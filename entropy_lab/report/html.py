@@ -65,9 +65,9 @@ def table(
     """
 
     def cell(value: Cell, i: int, tag: str) -> str:
-        scope = ' scope="col"' if tag == "th" else ""
+        scope = " scope=col" if tag == "th" else ""
         if tag == "td" and i == 0:
-            tag, scope = "th", ' scope="row"'
+            tag, scope = "th", " scope=row"
         return f"<{tag}{scope}{' class=t' if i < words else ''}>{text(value)}</{tag}>"
 
     def line(cells: Sequence[Cell], tag: str) -> str:
@@ -88,7 +88,8 @@ def table(
 def figure(picture: str, caption: str, source: str) -> str:
     """A figure with its sentence and the command that draws it."""
     return (
-        f"<figure>{picture}<figcaption>{text(caption)} "
+        f'<figure><div class="plot" tabindex="0" role="group" aria-label="figure">{picture}</div>'
+        f"<figcaption>{text(caption)} "
         f'<span class="source">{text(source)}</span></figcaption></figure>'
     )
 

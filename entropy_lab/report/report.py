@@ -19,7 +19,7 @@ from entropy_lab.report.deep import budget, influence
 from entropy_lab.report.figures import Figures
 from entropy_lab.report.kinds import signs, strata
 from entropy_lab.report.methods import MANY_RUNS
-from entropy_lab.report.outline import OVER_METHODS, Section, sections
+from entropy_lab.report.outline import OVER_METHODS, Section, heading, sections
 from entropy_lab.report.style import css
 
 Tables = Mapping[str, pd.DataFrame]
@@ -51,11 +51,11 @@ def write_report(tables: Tables, out: Path, command: str, *, read_runs: bool = F
     for section in sections(PLOTS):
         body = _section(section, tables, names, figures, out)
         if body:
-            links.append((section.name, section.title))
+            links.append((section.name, section.short))
             parts.append(body)
     data = _viewer(tables, names, read)
     parts += [data[0], _measured(read)]
-    links += [("viewer", "Token viewer"), ("measured", "How it was measured")]
+    links += [("viewer", "Token viewer"), ("measured", "Measuring")]
     shown = names if len(names) <= MANY_RUNS else [f"{len(names)} runs"]
     title = f"entropy-lab: {', '.join(shown)}"
     text = html.page(
@@ -85,15 +85,20 @@ def _section(
     single_runs = names if len(names) <= MANY_RUNS else []  # of more, none is shown alone
     wanted = [f for f in section.figures if single_runs or f in OVER_METHODS]
     command = f"entropy-lab plot {{}} --from {shlex.quote(str(out))} --out figures"
-    drawn = [figures.html(f, section.title, f"Drawn by {command.format(f)}.") for f in wanted]
+    drawn = [figures.html(f, heading(f), f"Drawn by {command.format(f)}.") for f in wanted]
     body = "".join(drawn) + _tables(section, tables, single_runs, several)
     if not single_runs and not body:
         return ""
     if not body:
-        why = [figures.missing[f] for f in wanted if f in figures.missing]
         if not section.record:
             return ""
-        body = html.missing(" ".join([section.record, *(f"({w})" for w in why[:1])]))
+        body = html.missing(section.record)
+    else:
+        body += "".join(
+            html.missing(f"{heading(f)}: {figures.missing[f]}")
+            for f in wanted
+            if f in figures.missing
+        )
     return html.section(section.name, section.title, body, section.lead)
 
 

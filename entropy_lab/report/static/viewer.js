@@ -68,9 +68,9 @@ class Viewer {
 
   named(step) {
     const { steps } = this.store.meta;
-    const text = String(steps[step].step) + " (" + (step + 1) + " of " + steps.length + " here)";
+    const text = "Step " + steps[step].step + ", " + (step + 1) + " of " + steps.length + " here";
     element("step-name").textContent = text;
-    element("step").setAttribute("aria-valuetext", "optimizer step " + text);
+    element("step").setAttribute("aria-valuetext", text);
   }
 
   async goStep(step) {

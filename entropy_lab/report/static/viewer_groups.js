@@ -66,8 +66,7 @@ function drawEntry(store, entry, node, everywhere, words) {
   const all = store.responses;
   const reward = meanOf(all.reward, entry.from, entry.to);
   const head = (everywhere ? "step " + store.meta.steps[entry.step].step + ", " : "") +
-    "group " + (entry.group + 1) + " · " + (entry.to - entry.from) +
-    (entry.to - entry.from === 1 ? " response" : " responses") +
+    "group " + (entry.group + 1) +
     (reward === null ? "" : " · reward " + shortNumber(reward));
   const prompt = all.prompts[all.prompt[entry.from]];
   const text = words && !prompt.toLowerCase().includes(words) ? said(all, entry.hit) : prompt;

@@ -19,6 +19,7 @@ from entropy_lab.report.viewer.quantities import QUANTILE, Quantity, kept_column
 
 BUDGET = 12_000_000  # characters of the page for one viewer
 _PER_VALUE = 1.0  # characters a kept number takes at least; what deflates worse is packed again
+_LONGEST_TOKEN = 160  # characters of a token
 _LONGEST_TEXT = 20_000  # characters of a prompt or response
 _STRONGEST = 40  # tokens named per quantity
 _UID_BITS = 32
@@ -72,7 +73,7 @@ class _Vocabulary:
     def blob(self, texts: list[str | None]) -> str:
         ids = list(self.place)
         known_texts = [texts[i] if 0 <= i < len(texts) else None for i in ids]
-        return packed_json({"ids": ids, "texts": [_shortened(t) for t in known_texts]})
+        return packed_json({"ids": ids, "texts": [_short_token(t) for t in known_texts]})
 
 
 def _pack(run: Run, name: str, choice: Choice, columns: list[str], slopes: Slopes) -> Packed:
@@ -225,6 +226,12 @@ def _sample_texts(run: Run, uids: np.ndarray) -> dict[int, tuple[Any, Any]]:
         named = dict(zip(have, texts, strict=True))
         found[uid] = (named.get("prompt"), named.get("response"))
     return found
+
+
+def _short_token(text: str | None) -> str | None:
+    if text is None or len(text) <= _LONGEST_TOKEN:
+        return text
+    return f"{text[:_LONGEST_TOKEN]}… [{len(text):,} characters]"
 
 
 def _shortened(text: str | None) -> str | None:
