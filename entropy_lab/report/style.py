@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from entropy_lab.report.svg import ThemeColours
+from entropy_lab.report.svg import Shared
 
 # name: (light, dark). rise and fall are mixed into the paper behind text: both keep its contrast.
 COLOURS = {
@@ -29,9 +29,9 @@ def asset(name: str) -> str:
     return (resources.files("entropy_lab.report") / "static" / name).read_text(encoding="utf-8")
 
 
-def css(colours: ThemeColours) -> str:
+def css(shared: Shared) -> str:
     """The page's style sheet, with the colours of its figures."""
-    light, dark = (_declared(colours, i) for i in (False, True))
+    light, dark = (_declared(shared, i) for i in (False, True))
     themes = (
         f":root{{{light}color-scheme:light}}"
         f":root[data-theme=dark]{{{dark}color-scheme:dark}}"
@@ -42,6 +42,6 @@ def css(colours: ThemeColours) -> str:
     return f"{themes}\n{asset('report.css')}{asset('viewer.css')}"
 
 
-def _declared(colours: ThemeColours, dark: bool) -> str:
+def _declared(shared: Shared, dark: bool) -> str:
     own = "".join(f"{name}:{pair[dark]};" for name, pair in COLOURS.items())
-    return own + colours.css(dark)
+    return own + shared.css(dark)

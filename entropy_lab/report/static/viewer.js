@@ -62,8 +62,9 @@ class Viewer {
     canvas.addEventListener("click", (event) => this.cards.focus(this.card, token(event)));
     new ResizeObserver(() => this.plot()).observe(canvas);
     document.addEventListener("themechange", () => this.plot());
-    const dark = window.matchMedia("(prefers-color-scheme: dark)");
-    dark.addEventListener("change", () => this.plot());
+    for (const look of ["(prefers-color-scheme: dark)", "print"]) {
+      window.matchMedia(look).addEventListener("change", () => this.plot());
+    }
   }
 
   named(step) {
