@@ -59,11 +59,19 @@ class Figures:
         return f"<h3>{html.text(title)}</h3>{figure}"
 
     def _needed(self, name: str) -> dict[str, pd.DataFrame]:
-        """The tables that a figure reads; those that another command made are read from disk."""
-        needs = PLOTS[name].needs
-        absent = [table for table in needs if table not in self.tables]
+        """The tables that a figure reads; those that another command made are read from disk.
+
+        Raises RunError where one that it cannot do without is missing.
+        """
+        plot = PLOTS[name]
+        optional = [t for t in getattr(plot, "also", ()) if self._exists(t)]
+        wanted = [*plot.needs, *optional]
+        absent = [table for table in wanted if table not in self.tables]
         extra = read_tables([self.folder], absent) if absent else {}
-        return {**{n: self.tables[n] for n in needs if n in self.tables}, **extra}
+        return {**{n: self.tables[n] for n in wanted if n in self.tables}, **extra}
+
+    def _exists(self, table: str) -> bool:
+        return table in self.tables or (self.folder / f"{table}.parquet").exists()
 
 
 def _png(drawing: Drawing, look: str) -> str:
@@ -76,5 +84,3 @@ def _png(drawing: Drawing, look: str) -> str:
     small = io.BytesIO()
     Image.open(raw).convert("RGB").quantize(256).save(small, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode("ascii")
-
-

@@ -59,9 +59,7 @@ def verdicts(tables: Tables) -> str:
 
 def did(tables: Tables, summary: Row) -> list[str]:
     """What the method did to the tokens, in a sentence; nothing where that is not logged."""
-    rows = {
-        r["quantity"]: r for r in records(tables["effects"], run=summary["run"], of="mean")
-    }
+    rows = {r["quantity"]: r for r in records(tables["effects"], run=summary["run"], of="mean")}
     parts = [f"{said} {share(rows[name])}" for name, said in SHARES.items() if name in rows]
     if not parts:
         return []

@@ -144,7 +144,7 @@ def page(
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f'<title>{text(title)}</title><style>{css}</style></head>'
+        f"<title>{text(title)}</title><style>{css}</style></head>"
         '<body><a class="skip" href="#main">Skip to the verdict</a>'
         f'<header class="top"><nav aria-label="Sections"><ul>{menu}</ul></nav>'
         f'<label>Theme <select id="theme">{options}</select></label></header>'

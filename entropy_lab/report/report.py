@@ -83,9 +83,7 @@ def _section(
     if section.several and not several:
         return ""
     single_runs = names if len(names) <= MANY_RUNS else []  # of more, none is shown alone
-    wanted = [
-        f for f in section.figures if f in PLOTS and (single_runs or f in OVER_METHODS)
-    ]
+    wanted = [f for f in section.figures if f in PLOTS and (single_runs or f in OVER_METHODS)]
     command = f"entropy-lab plot {{}} --from {shlex.quote(str(out))} --out figures"
     drawn = [figures.html(f, heading(f), f"Drawn by {command.format(f)}.") for f in wanted]
     body = "".join(drawn) + _tables(section, tables, single_runs, several)

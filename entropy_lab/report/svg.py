@@ -69,9 +69,7 @@ def inline(light: str, dark: str, label: str, shared: Shared) -> str:
         return ""
     pairs = zip(*(_COLOUR.findall(body) for body in bodies), strict=True)
     text = _joined(first, [shared.colour(a.lower(), b.lower()) for a, b in pairs])
-    return (
-        f'<svg class="figure" role="img" aria-label="{label}" viewBox="{box[1]}">{text}</svg>'
-    )
+    return f'<svg class="figure" role="img" aria-label="{label}" viewBox="{box[1]}">{text}</svg>'
 
 
 def _body(prefix: str, svg: str, shared: Shared) -> str:
