@@ -83,7 +83,8 @@ def measured(info: Mapping[str, Any], meta: Mapping[str, str]) -> str:
     config = info.get("config") or {}
     for section, values in config.items():
         if isinstance(values, Mapping):
-            lines += [[f"{section}.{key}", _value(v)] for key, v in values.items()]
+            for key, v in values.items():
+                lines.append([f"{section}.{key}", _value(v)])
         else:
             lines.append([str(section), _value(values)])
     facts = [
@@ -92,7 +93,9 @@ def measured(info: Mapping[str, Any], meta: Mapping[str, str]) -> str:
         if info.get(key) is not None
     ]
     facts += [*(info.get("versions") or {}).items(), *((f"log: {k}", v) for k, v in meta.items())]
-    about = [[str(key), _value(value)] for key, value in facts if value is not None]
+    about: list[list[Cell]] = [
+        [str(key), _value(value)] for key, value in facts if value is not None
+    ]
     tables = html.table(["fact", "value"], about, words=2, caption="Run, versions, hardware")
     if lines:
         tables += html.table(["setting", "value"], lines, words=2, caption="Settings")
