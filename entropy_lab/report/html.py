@@ -78,9 +78,8 @@ def table(
         for i, cells in enumerate(rows)
     )
     said = f"<caption>{text(caption)}</caption>" if caption else ""
-    label = text(caption or "table")
     return (
-        f'<div class="scroll" role="group" aria-label="{label}" tabindex="0"><table>{said}'
+        f'<div class="scroll" role="group" aria-label="table" tabindex="0"><table>{said}'
         f"<thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
