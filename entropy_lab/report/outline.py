@@ -103,6 +103,21 @@ TITLES = {
     "methods_summary": "Which method ends where",
     "methods_curves": "How they got there",
     "replay": "Steps from the same states",
+    "train_heldout": "Own tokens against held-out ones",
+    "weight_collapse": "How large the weights are",
+    "extreme_clipping": "Clipping at its extremes",
+    "mapping": "How scores become weights",
+    "scope_effect": "What a smaller batch would change",
+    "entropy_target": "Target against realised change",
+    "estimators": "Estimators side by side",
+    "factors": "What weights depend on",
+    "layer_shares": "Which layers moved it",
+    "change_distribution": "How large the changes are",
+    "plane": "Probability and entropy",
+    "words": "Which words",
+    "pass_at_k": "pass@k along training",
+    "method_changes": "What each method changes",
+    "accuracy_entropy": "Accuracy against entropy",
 }
 OVER_METHODS = ("methods_summary", "methods_curves", "drift")  # legible with any number of runs
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from entropy_lab.analysis.doctor import Diagnosis, doctor
 from entropy_lab.analysis.tables import records
+from entropy_lab.analysis.tables_runs import OF_SEVERAL
 from entropy_lab.errors import RunError
 from entropy_lab.plots import PLOTS
 from entropy_lab.record import open_run
@@ -83,7 +84,7 @@ def _section(
     if section.several and not several:
         return ""
     single_runs = names if len(names) <= MANY_RUNS else []  # of more, none is shown alone
-    wanted = [f for f in section.figures if f in PLOTS and (single_runs or f in OVER_METHODS)]
+    wanted = [f for f in section.figures if _fits(f, several, bool(single_runs))]
     command = f"entropy-lab plot {{}} --from {shlex.quote(str(out))} --out figures"
     drawn = [figures.html(f, heading(f), f"Drawn by {command.format(f)}.") for f in wanted]
     body = "".join(drawn) + _tables(section, tables, single_runs, several)
@@ -100,6 +101,15 @@ def _section(
             if f in figures.missing
         )
     return html.section(section.name, section.title, body, section.lead)
+
+
+def _fits(figure: str, several: bool, single_runs: bool) -> bool:
+    """Whether a figure is for this number of runs."""
+    if figure not in PLOTS:
+        return False
+    if not several and set(PLOTS[figure].needs) & set(OF_SEVERAL):
+        return False
+    return single_runs or figure in OVER_METHODS
 
 
 def _tables(section: Section, tables: Tables, runs: list[str], several: bool) -> str:
