@@ -36,7 +36,7 @@ function showLegend(node, quantity, limit) {
   node.querySelector(".bar").className = "bar " + quantity.kind;
   const unit = quantity.unit ? " " + quantity.unit : "";
   const marks = quantity.kind === "from_zero" ? ends.slice(1) : ends;
-  const labels = marks.map((x) => made("span", "", signedNumber(x)));
+  const labels = marks.map((x) => made("span", "", quantityNumber(x, quantity)));
   node.querySelector(".marks").replaceChildren(...labels);
   const about = limit > 0 ? "stronger values have the same colour" : "no token differs";
   node.querySelector(".about").textContent =

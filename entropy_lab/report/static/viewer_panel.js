@@ -9,7 +9,9 @@ function rowsOf(store, tokens, response, token, at) {
   if (logp) rows.push(["probability before the step", shortNumber(Math.exp(logp[at])), ""]);
   for (const quantity of store.meta.quantities) {
     const values = valuesOf(tokens, quantity);
-    if (values) rows.push([quantity.label, signedNumber(values[at]), quantity.unit, quantity.name]);
+    if (!values) continue;
+    const number = quantityNumber(values[at], quantity);
+    rows.push([quantity.label, number, quantity.unit, quantity.name]);
   }
   const advantage = store.responses.advantage[response];
   if (advantage !== null) rows.push(["advantage of the response", signedNumber(advantage), ""]);
@@ -23,7 +25,7 @@ function showPanel(node, store, tokens, response, token, current) {
   const text = tokenText(store.text(tokens.place[at]));
   const quantity = store.quantity(current);
   const values = valuesOf(tokens, quantity);
-  const number = values ? signedNumber(values[at]) + " " + quantity.unit
+  const number = values ? quantityNumber(values[at], quantity) + " " + quantity.unit
     : "not recorded in this step";
   node.querySelector(".tv-word").textContent = text;
   node.querySelector(".tv-say").textContent =

@@ -1,5 +1,8 @@
 // The quantity along the positions of one response, under its text.
 
+const PLOT_LEFT = 78; // room for the labels, pixels
+const PLOT_RIGHT = 8;
+
 function plotFrame(canvas) {
   const width = canvas.clientWidth;
   const height = canvas.clientHeight;
@@ -8,7 +11,7 @@ function plotFrame(canvas) {
   canvas.height = Math.round(height * scale);
   const pen = canvas.getContext("2d");
   pen.scale(scale, scale);
-  return { pen, width, height, left: 58, right: width - 8, top: 8, bottom: height - 20 };
+  return { pen, width, height, left: PLOT_LEFT, right: width - PLOT_RIGHT, top: 8, bottom: height - 20 };
 }
 
 // The range of the values with the middle in it; widened where all are equal.
@@ -76,6 +79,6 @@ function drawPlot(canvas, values, quantity, marked) {
 // The token under a place of the canvas, -1 outside.
 function tokenAt(canvas, event, n) {
   const box = canvas.getBoundingClientRect();
-  const share = (event.clientX - box.left - 58) / (box.width - 8 - 58);
+  const share = (event.clientX - box.left - PLOT_LEFT) / (box.width - PLOT_RIGHT - PLOT_LEFT);
   return share < 0 || share >= 1 ? -1 : Math.floor(share * n);
 }

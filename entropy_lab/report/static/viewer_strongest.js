@@ -33,7 +33,7 @@ function showStrongest(node, store, found, quantity, go) {
     const where = "step " + store.meta.steps[all.step[response]].step + ", group " +
       (all.group[response] + 1) + ", position " + token;
     if (text !== undefined) {
-      button.append(made("b", "", shortened(text, 24)), " " + signedNumber(value) + " ");
+      button.append(made("b", "", shortened(text, 24)), " " + quantityNumber(value, quantity) + " ");
     }
     button.append(made("span", "", where));
     button.addEventListener("click", () => go(response, token));

@@ -55,6 +55,11 @@ function signedNumber(value) {
   return (value > 0 ? "+" : "") + shortNumber(value);
 }
 
+// A number of a quantity: with its sign where 0 is in the middle of its scale.
+function quantityNumber(value, quantity) {
+  return quantity.kind === "diverging" ? signedNumber(value) : shortNumber(value);
+}
+
 const FLAGS = [
   [1, "clipped high"], [2, "clipped low"], [4, "dual-clipped"], [8, "selected by the method"],
   [16, "truncated response"], [64, "imported"], [128, "not scorable"],
