@@ -11,7 +11,8 @@ function plotFrame(canvas) {
   canvas.height = Math.round(height * scale);
   const pen = canvas.getContext("2d");
   pen.scale(scale, scale);
-  return { pen, width, height, left: PLOT_LEFT, right: width - PLOT_RIGHT, top: 8, bottom: height - 20 };
+  const sides = { left: PLOT_LEFT, right: width - PLOT_RIGHT, top: 8, bottom: height - 20 };
+  return { pen, width, height, ...sides };
 }
 
 // The range of the values with the middle in it; widened where all are equal.

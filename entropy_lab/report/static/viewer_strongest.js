@@ -33,7 +33,8 @@ function showStrongest(node, store, found, quantity, go) {
     const where = "step " + store.meta.steps[all.step[response]].step + ", group " +
       (all.group[response] + 1) + ", position " + token;
     if (text !== undefined) {
-      button.append(made("b", "", shortened(text, 24)), " " + quantityNumber(value, quantity) + " ");
+      const number = " " + quantityNumber(value, quantity) + " ";
+      button.append(made("b", "", shortened(text, 24)), number);
     }
     button.append(made("span", "", where));
     button.addEventListener("click", () => go(response, token));
