@@ -17,7 +17,7 @@ from entropy_lab.report.viewer.choose import SAMPLE_FIELDS, Choice, choose, surv
 from entropy_lab.report.viewer.encode import halves, known, packed, packed_json, planes
 from entropy_lab.report.viewer.quantities import QUANTILE, Quantity, kept_columns, quantities
 
-BUDGET = 12_000_000  # characters of the page for one viewer
+BUDGET = 18_000_000  # characters of the page for one viewer
 _PER_VALUE = 1.0  # characters a kept number takes at least; what deflates worse is packed again
 _LONGEST_TOKEN = 160  # characters of a token
 _LONGEST_TEXT = 20_000  # characters of a prompt or response
