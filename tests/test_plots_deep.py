@@ -87,7 +87,8 @@ def test_without_a_deep_step_the_figure_is_left_out_and_the_report_stands(tmp_pa
     with pytest.raises(RunError, match="no deep step was recorded"):
         draw("error_budget", tmp_path / "run", tmp_path / "figures")
     text = write_report(found.tables, found.out, "x").read_text()
-    assert "Where the predictions go wrong" not in text and "Noise floor" not in text
+    assert "Needs deep steps: record with probe.deep_every = 10" in text
+    assert "Error budget" not in text and "Noise floor" not in text
 
 
 def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path)
     text = write_report(found.tables, found.out, "x").read_text()
     assert "Where the predictions go wrong" in text and "Whose push it was" in text
     for name, row in found.tables["budget"].set_index("form").iterrows():
-        cells = text.split(f"<td class=t>{name}</td><td class=t>")[1].split("</tr>")[0]
+        cells = text.split(f"<th scope=row class=t>{name}</th><td class=t>")[1].split("</tr>")[0]
         assert f"{row['explained']:.1%}" in cells
         if row["rung"]:
             ends = f"[{100 * row['added_lo']:.1f}, {100 * row['added_hi']:.1f}]"
@@ -104,7 +105,7 @@ def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path)
             assert shown.replace("-", "−") in cells
     scores = found.tables["influence"].set_index(["predictor", "kind", "target"])
     row = scores.loc[("steer", "push-free", "influence_marginal")]
-    cells = text.split("<td class=t>steer / push</td>")[1].split("</tr>")[0].split("<td>")[1:]
+    cells = text.split(">steer / push</th>")[1].split("</tr>")[0].split("<td>")[1:]
     assert len(cells) == 12
     for cell, (key, spec) in zip(
         cells[8:], {"pcc": ".2f", "srcc": ".2f", "sign": ".0%", "capture": ".1%"}.items(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import re
 from html.parser import HTMLParser
@@ -59,14 +60,25 @@ def test_the_report_is_well_formed_and_loads_nothing(page) -> None:
     outline = Outline()
     outline.feed(text)
     assert outline.open == []
-    assert outline.loads and all(link.startswith("data:image/") for link in outline.loads)
-    assert "script" not in outline.tags and "link" not in outline.tags
-    assert "url(" not in text and "@import" not in text
+    inside = [link for link in outline.loads if link.startswith("#")]
+    pictures = [link for link in outline.loads if link not in inside]
+    assert pictures and all(link.startswith("data:image/") for link in pictures)
+    assert inside and all(f'id="{link[1:]}"' in text for link in inside)
+    assert outline.tags.count("script") == 1 and "link" not in outline.tags
+    assert not re.search(r"url\((?!#)", text) and "@import" not in text
     assert not re.search(r"""(src|href|srcset)=["']?https?:""", text)
-    for link in outline.loads:  # the pictures refer to nothing outside either
-        picture = base64.b64decode(link.partition(",")[2]).decode()
-        assert picture.rstrip().endswith("</svg>")
-        assert not re.search(r"""(?:xlink:)?href="(?!#|data:)""", picture)
+
+
+def test_only_the_page_s_own_script_may_run(page) -> None:
+    text, _, _ = page
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.findall('Content-Security-Policy" content="([^"]*)"', text)
+    assert policy == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    ]
+    assert "innerHTML" not in script and "eval(" not in script and "document.write" not in script
 
 
 def test_what_a_run_says_is_escaped(page) -> None:
@@ -78,7 +90,7 @@ def test_what_a_run_says_is_escaped(page) -> None:
 
 def test_the_verdict_comes_first_and_the_command_last(page) -> None:
     text, _, _ = page
-    places = [text.index(mark) for mark in ("Entropy collapsed", "<h2>", "<footer>")]
+    places = [text.index(mark) for mark in ("Entropy collapsed", 'id="h-happened"', "<footer>")]
     assert places == sorted(places)
     assert "entropy-lab analyze" in text[places[-1] :]
 
@@ -99,7 +111,7 @@ def test_every_number_of_the_table_is_shown_with_its_interval(page) -> None:
 def test_the_table_of_strata_tells_lone_states_from_shared_ones(page) -> None:
     text, tables, _ = page
     row = tables["strata"].query("kind == 'states' and stratum == '1'").iloc[0]
-    cells = text.split("<td class=t>rows in the same state: 1</td>")[1].split("</tr>")[0]
+    cells = text.split(">rows in the same state: 1</th>")[1].split("</tr>")[0]
     assert f"<td>{row['n']:,}</td><td>{row['pcc']:.2f}".replace("-", "−") in cells
 
 
@@ -107,7 +119,7 @@ def test_the_sign_of_every_form_stands_by_sign_region(page) -> None:
     text, tables, _ = page
     body = text.split("Is the sign right, by sign region")[1].split("</table>")[0]
     for name in QUADRANTS:
-        cells = body.split(f"<td class=t>{html.escape(LABELS[name])}</td>")[1].split("</tr>")[0]
+        cells = body.split(f">{html.escape(LABELS[name])}</th>")[1].split("</tr>")[0]
         place = tables["quadrants"].query("quadrant == @name and quantity == 'dH'").iloc[0]
         assert cells.startswith(f"<td>{place['n']:,}</td><td>{place['falls']:.0%}</td>")
         rows = tables["validation"].query("scope == 'within_step' and stratum == @name")
@@ -126,7 +138,7 @@ def test_kinds_of_tokens_under_two_floors_and_reversed_signs_are_marked(page) ->
     noisy = tables | {"validation": rows, "strata": tables["strata"].iloc[:0]}
     run = tables["summary"]["run"].item()
     table = strata(noisy, run, False)
-    assert "<td class=t>neg_likely †</td>" in table and table.count("†") == 2
+    assert "<th scope=row class=t>neg_likely †</th>" in table and table.count("†") == 2
     assert "†: more than half of the rows have |dH| under two noise floors" in table
     assert table.count("‡") == len(PLANTED) + 1 and "the other sign than over all tokens" in table
     calm = strata(tables, run, False)
@@ -144,10 +156,20 @@ def test_figures_lie_beside_the_report(page) -> None:
     assert not list(report.parent.glob("*.tmp"))
 
 
-def test_readers_of_dark_pages_get_dark_figures_and_printers_a_plain_page(page) -> None:
+def test_figures_follow_the_theme_and_printers_get_a_light_page(page) -> None:
     text, _, _ = page
-    assert text.count("prefers-color-scheme: dark") == 6
-    assert "@media (prefers-color-scheme:dark)" in text and "@media print" in text
+    inline = re.findall('<svg class="figure".*?</svg>', text, re.DOTALL)
+    assert len(inline) >= 4  # calibration, entropy_reward, quadrants, regions
+    assert text.count('class="for-light"') == text.count('class="for-dark"') >= 1  # a raster
+    used = {name for svg in inline for name in re.findall(r"var\((--k\d+)\)", svg)}
+    light, dark, system, printed = (
+        dict(re.findall(r"(--[a-z0-9-]+):(#[0-9a-f]{6})", text.split(mark)[1].split("}")[0]))
+        for mark in (":root{", "[data-theme=dark]{", ":not([data-theme=light]){", "root:root{")
+    )
+    assert used and used <= light.keys() and light == printed and dark == system
+    assert all(light[name] != dark[name] for name in used)
+    labels = re.findall('<svg class="figure" role="img" aria-label="([^"]+)"', text)
+    assert len(labels) == len(inline)
 
 
 def test_warnings_stand_in_the_report(tmp_path: Path) -> None:
@@ -162,7 +184,8 @@ def test_a_run_without_token_rows_still_gets_a_report(tmp_path: Path) -> None:
     write_run(tmp_path / "run", steps=8, probed=False)
     found = analyze([tmp_path / "run"])
     text = write_report(found.tables, found.out, "x").read_text()
-    assert "What happened" in text and "Which tokens did it" not in text
+    assert "What happened" in text and "Needs token rows with a measured change" in text
+    assert "Token rows were not read (--no-tokens)" in text
     assert any("no token rows" in line for line in summary_lines(found.tables))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -47,13 +48,13 @@ def test_methods_come_first_with_their_seeds_and_intervals(found: Analysis, page
     at = page.index("Which method ends where")
     assert page.index("Most reward at the end") < at < page.index("How they got there")
     body = page[at:].split("<table>")[1].split("</table>")[0]
-    cells = body.split("<td class=t>grpo</td>")[1].split("</tr>")[0]
+    cells = body.split("<th scope=row class=t>grpo</th>")[1].split("</tr>")[0]
     assert cells.startswith("<td class=t>3 <small>(0, 1, 2)</small></td>")
     r = rows.loc["grpo"]
     numbers = [f"{r[k]:.3g}" for k in ("entropy", "entropy_lo", "entropy_hi")]
     assert f"<td>{numbers[0]} <small>[{numbers[1]}, {numbers[2]}]</small></td>" in cells
     assert cells.endswith("<td>baseline</td>")
-    single = body.split("<td class=t>opo</td>")[1].split("</tr>")[0]
+    single = body.split("<th scope=row class=t>opo</th>")[1].split("</tr>")[0]
     assert single.startswith("<td class=t>1 seed: no interval</td>") and "small" not in single
     assert "The 2 comparisons with grpo are not adjusted for their number." in page
     assert "P(more reward than grpo)" in body
@@ -61,9 +62,9 @@ def test_methods_come_first_with_their_seeds_and_intervals(found: Analysis, page
 
 def test_levels_that_are_never_reached_are_said(page: str) -> None:
     part = page.split("Reward at equal entropy")[1].split("</table>")[0]
-    cells = part.split(f"<td class=t>{EVIL.replace('<', '&lt;').replace('>', '&gt;')}</td>")[1]
+    cells = part.split(f">{html.escape(EVIL)}</th>")[1]
     assert cells.split("</tr>")[0].count("not reached") == 4  # it keeps its entropy
-    last = part.split("<td class=t>grpo</td>")[1].split("</tr>")[0]
+    last = part.split("<th scope=row class=t>grpo</th>")[1].split("</tr>")[0]
     assert re.search(r"\(\d of 3\)", last)  # some seeds end above the mean of all
 
 
@@ -79,7 +80,7 @@ def test_the_fit_the_sums_and_the_evaluations_have_their_tables(found: Analysis,
 
 def test_many_runs_leave_out_what_shows_single_ones(found: Analysis, page: str) -> None:
     assert "left out, because there are 7 runs" in page
-    assert "Predicted against measured" not in page and "<h2>What happened</h2>" not in page
+    assert "Predicted against measured" not in page and ">What happened</h2>" not in page
     names = {p.stem for p in (found.out / "figures").iterdir()}
     assert names == {"methods_summary", "methods_curves", "drift"}
     assert EVIL not in page and "7 runs compared" in page
@@ -108,7 +109,7 @@ def test_a_few_runs_are_shown_alone_as_well(tmp_path: Path) -> None:
     found = analyze([tmp_path / "one", tmp_path / "two"])
     text = write_report(found.tables, found.out, "x").read_text()
     assert "2 runs compared" in text and "t interval over the runs" in text
-    assert "Predicted against measured" in text and "<h3>two</h3>" in text
+    assert "Predicted against measured" in text and "How well each prediction did: two" in text
     lines = summary_lines(found.tables)
     runs = next(i for i, line in enumerate(lines) if line.split()[:2] == ["run", "method"])
     assert [line.split()[0] for line in lines[runs + 1 : runs + 3]] == ["one", "two"]

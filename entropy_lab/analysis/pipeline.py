@@ -23,6 +23,7 @@ from entropy_lab.analysis.calibration import calibration
 from entropy_lab.analysis.caveats import caveats
 from entropy_lab.analysis.deep import deep_columns, deep_rows, deep_steps
 from entropy_lab.analysis.drift import drift, drift_final
+from entropy_lab.analysis.effects import effects
 from entropy_lab.analysis.evaluations import pass_at_k
 from entropy_lab.analysis.influence import InfluenceSums
 from entropy_lab.analysis.items import item_tables
@@ -134,7 +135,7 @@ def _analyze_run(path: Path, name: str, method: str, tokens: bool) -> Tables:
     used = [s for s in found.train.steps if s >= found.first] if found else []
     unit = bootstrap.unit(len(used), grouped)
     tables = _token_tables(found, unit, grouped) | _deep_tables(run, rows, found, groups)
-    tables["curves"] = curves.curves(rows, method)
+    tables["curves"], tables["effects"] = curves.curves(rows, method), effects(rows)
     tables["drift"] = drift(rows, name, method)
     first = found.first if found else -1
     tables |= item_tables(run, rows, tables["curves"], method, first, noise_floor(rows))

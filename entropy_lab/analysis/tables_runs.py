@@ -26,6 +26,15 @@ _NAMED = {
 _UNIT = {"unit": "what the intervals resample; '1 seed: no interval' where there is none"}
 
 RUN_TABLES: dict[str, dict[str, str]] = {
+    "effects": {
+        "run": "name of the run directory",
+        "quantity": "a column of metrics.jsonl or steps/: entropy, reward, dH, what the method did",
+        "of": "first or last five steps with a value, or mean: over all steps (dH_heldout: age 0)",
+        "steps": "steps that were averaged",
+        "value": "their mean",
+        "value_lo": "lower end of the 95 % t interval over these steps; none for a single one",
+        "value_hi": "upper end",
+    },
     "methods": {
         **_METHOD,
         "baseline": "the method that the others are compared with",

@@ -123,7 +123,7 @@ def analyze(
     command = ["entropy-lab", "analyze", *map(str, runs)]
     command += ["--out", str(out)] if out is not None else []
     command += [] if tokens else ["--no-tokens"]
-    report = write_report(found.tables, found.out, shlex.join(command))
+    report = write_report(found.tables, found.out, shlex.join(command), read_runs=tokens)
     if as_json:
         print(json.dumps(found.to_json(), indent=2, allow_nan=False))
         return

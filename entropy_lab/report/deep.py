@@ -70,7 +70,5 @@ def _details(
     note += f" n = {n:,} token rows of {steps} deep steps; brackets: 95 % intervals"
     note += f" ({rows[0]['unit']})."
     summary = html.text(f"{title}: {run}" if run else title)
-    return (
-        f"<details><summary>{summary}</summary>{html.table(head, lines, words=words)}"
-        f'<p class="note">{html.text(note)}</p></details>'
-    )
+    table = html.table(head, lines, words=words, caption=title)
+    return f"<details><summary>{summary}</summary>{table}{html.note(note)}</details>"

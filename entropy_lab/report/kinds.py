@@ -55,8 +55,8 @@ def signs(tables: Tables, run: str, several: bool) -> str:
         f"Path forms: deep steps. Brackets: 95 % intervals ({unit})."
     )
     title = "Is the sign right, by sign region" + (f": {run}" if several else "")
-    table = html.table(["sign region", "rows", "dH < 0", *predictors], lines)
-    return f"<h3>{html.text(title)}</h3>{table}{_notes(lines, note)}"
+    head = ["sign region", "rows", "dH < 0", *predictors]
+    return html.table(head, lines, caption=title) + _notes(lines, note)
 
 
 def strata(tables: Tables, run: str, several: bool) -> str:
@@ -79,7 +79,8 @@ def strata(tables: Tables, run: str, several: bool) -> str:
     title = "Correlation within a step by kind of token" + (f": {run}" if several else "")
     return (
         f"<details><summary>{html.text(title)}</summary>"
-        f"{html.table(['stratum', 'rows', *predictors], lines)}{_notes(lines)}</details>"
+        f"{html.table(['stratum', 'rows', *predictors], lines, caption=title)}{_notes(lines)}"
+        "</details>"
     )
 
 

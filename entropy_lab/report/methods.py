@@ -15,6 +15,7 @@ from entropy_lab.report.numbers import fixed, short
 Tables = Mapping[str, pd.DataFrame]
 
 SINGLE = "1 seed: no interval"
+_SUMS, _EARLIER = "Predicted and realised sums", "Earlier evaluations"
 MANY_RUNS = 6  # above this many, single runs stand in the tables alone
 
 
@@ -75,7 +76,8 @@ def methods(tables: Tables) -> str:
     )
     if len(rows) > 2:
         note += f" The {len(rows) - 1} comparisons with {base} are not adjusted for their number."
-    return html.table(head, lines, words=2) + _note(note)
+    caption = "Methods over seeds"
+    return html.table(head, lines, words=2, caption=caption) + _note(note)
 
 
 def equal_levels(tables: Tables) -> str:
@@ -93,7 +95,7 @@ def equal_levels(tables: Tables) -> str:
         lines = [[name, *(cells[name, share] for share, _ in levels)] for name in names]
         head = ["method", *(f"{matched} {short(t)} ({s:.0%})" for s, t in levels)]
         title = f"{other.capitalize()} at equal {matched}"
-        parts.append(f"<h3>{title}</h3>{html.table(head, lines)}")
+        parts.append(html.table(head, lines, caption=title))
     note = (
         f"Levels: shares of the way that the mean running mean of {base} goes from its first to "
         "its last value. Each run is read where its own running mean passes the level first, "
@@ -124,14 +126,14 @@ def fits(tables: Tables) -> str:
             for r in rows
             if r["level"] == level
         ]  # fmt: skip
-        return html.table(head, lines, words=1)
+        return html.table(head, lines, caption=f"Fit of every {level}")
 
     note = (
         "Least squares over the steps of a run, or of all runs of a method; e to the mean entropy "
         "of the step's tokens. Steps follow one another, so they give no interval; brackets: 95 % "
         "intervals from refits to resampled seeds. The residuals are in fit_residuals.parquet."
     )
-    title = "<h2>Reward as a function of entropy: R = −a·e<sup>H</sup> + b</h2>"
+    title = "<h3>Reward as a function of entropy: R = −a·e<sup>H</sup> + b</h3>"
     return title + table("method") + _note(note) + _details("Fits of every run", table("run"))
 
 
@@ -156,7 +158,8 @@ def drifts(tables: Tables) -> str:
         "entropy of the fixed probe set, in the steps that are summed. Drift: predicted less "
         "realised, nats; scaled: after the factor that fits the first half best."
     )
-    return _details("Sums in numbers", html.table(head, lines, words=2) + _note(note))
+    table = html.table(head, lines, words=2, caption=_SUMS)
+    return _details("Sums in numbers", table + _note(note))
 
 
 def passes(tables: Tables) -> str:
@@ -179,11 +182,12 @@ def passes(tables: Tables) -> str:
         "training entropy: running mean at that step. Brackets: 95 % intervals over seeds; they "
         "hold no uncertainty about the problems, which is pass_at_k_se in pass_at_k.parquet."
     )
-    title = "<h2>pass@k on held-out problems</h2>"
-    shown = title + html.table(head, lines[True], words=2) + _note(note)
+    title = "<h3>pass@k on held-out problems</h3>"
+    last_ones = html.table(head, lines[True], words=2, caption="Last evaluations")
+    shown = title + last_ones + _note(note)
     if not lines[False]:
         return shown
-    return shown + _details("Earlier evaluations", html.table(head, lines[False], words=2))
+    return shown + _details(_EARLIER, html.table(head, lines[False], words=2, caption=_EARLIER))
 
 
 def _evaluation(r: Row) -> list[Cell]:
@@ -211,7 +215,7 @@ def runs(tables: Tables) -> str:
         "First and last: means of five steps, each run over its own length. Brackets: 95 % t "
         "interval over the runs of a method; a single run has none."
     )
-    table = html.table(head, lines, words=4)
+    table = html.table(head, lines, words=4, caption="First, last and change")
     return _details("First, last and change of every run", table + _note(note))
 
 
