@@ -58,8 +58,8 @@ def check_several(config: Config, size: int) -> None:
         )
     if config.train.max_log_gb:
         raise ConfigError(
-            f"train.max_log_gb = {config.train.max_log_gb:g} counts the rows of one process, not of "
-            f"{size}: bound the log with probe.every and probe.fraction instead"
+            f"train.max_log_gb = {config.train.max_log_gb:g} counts the rows of one process, not "
+            f"of {size}: bound the log with probe.every and probe.fraction instead"
         )
 
 
