@@ -3,6 +3,7 @@ everything, so that a rank costs a second."""
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -86,6 +87,7 @@ def _rank(
     handle = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 2)
     os.dup2(handle, 1)
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1: where does it stand?
     code = 0
     for number, job in enumerate(jobs):
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
