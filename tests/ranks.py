@@ -3,6 +3,7 @@ everything, so that a rank costs a second."""
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -54,15 +55,17 @@ def start_ranks(
     """(process, file of its stderr) of each rank. command: as the command line runs it."""
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    _STORES.append(store)  # it answers as long as this process lives, as torchrun's does
+    # One for each job, as torchrun has one for each start; they answer while this process lives.
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in jobs]
+    _STORES.extend(stores)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     ranks = []
     for rank in range(size):
         errors = jobs[0].out.with_name(f"{jobs[0].out.name}.{rank}.err")
         errors.parent.mkdir(parents=True, exist_ok=True)
-        given = (list(jobs), rank, size, store.port, str(errors), command)
+        ports = [store.port for store in stores]
+        given = (list(jobs), rank, size, ports, str(errors), command)
         process = context.Process(target=_rank, args=given)
         process.start()
         ranks.append((process, errors))
@@ -73,22 +76,22 @@ _STORES: list[Any] = []
 
 
 def _rank(
-    jobs: list[Job], rank: int, size: int, port: int, errors: str, command: bool
+    jobs: list[Job], rank: int, size: int, ports: list[int], errors: str, command: bool
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     handle = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 2)
     os.dup2(handle, 1)
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1: where does it stand?
     code = 0
-    for number, job in enumerate(jobs):
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
+    for port, job in zip(ports, jobs, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
         if job.before is not None:
             job.before(rank)
         if command:

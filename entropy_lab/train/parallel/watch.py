@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,12 +220,9 @@ def _leave(code: int) -> None:
 
 def open_store(seconds: float = 10.0) -> Any:
     """A connection to the store through which the ranks have met."""
-    from torch.distributed import (  # pyright: ignore[reportPrivateImportUsage]
-        PrefixStore,
-        TCPStore,
-    )
+    dist: Any = import_module("torch.distributed")  # whose stubs do not name its stores
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=seconds))
-    return PrefixStore(f"entropy-lab/{attempt}", store)
+    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=seconds))
+    return dist.PrefixStore(f"entropy-lab/{attempt}", store)
