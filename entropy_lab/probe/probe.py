@@ -101,10 +101,11 @@ class Probe:
         setting = Setting(dtype, policy)
         self.optimizer = optimizer
         self.cadence = Cadence(every, fraction, floor_every, deep_every, seed)
-        self.jvp, self.entropy_of, self.snapshots = jvp, entropy_of, snapshots
+        self.jvp: Jvp = jvp
+        self.entropy_of, self.snapshots = entropy_of, snapshots
         if start_step is None:
             create_run(run_dir, config or {}, seeds={"seed": seed}, extra={})
-        self.step = start_step or 0
+        self.step, self.write_samples = start_step or 0, write_samples
         self.writer = RunWriter(
             run_dir,
             meta={
@@ -118,7 +119,6 @@ class Probe:
             max_bytes=max_log_bytes,
         )
         self.meters = Meters(model, score, optimizer, setting)
-        self.write_samples = write_samples
         self.loss_forward_is_before: bool | None = None
         self.window = Window()
         self._held_out: list[Micro] = []

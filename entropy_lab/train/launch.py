@@ -12,6 +12,7 @@ from entropy_lab.errors import ConfigError, RunError
 from entropy_lab.interventions import make_method
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
 from entropy_lab.record.manifest import update_info
+from entropy_lab.record.merge import merge_parts
 from entropy_lab.train.best import score_name
 from entropy_lab.train.checkpoint import best_checkpoint, complete_checkpoints, cut_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
@@ -92,6 +93,7 @@ def _resume(path: Path | None, overrides: list[str], out: Path | None, dry_run: 
             # Sums are split over threads: another number would change the last bits.
             torch.set_num_threads(int(run.info.get("threads") or torch.get_num_threads()))
         rewind(out, step - 1)
+        merge_parts(out)
         cut_checkpoints(out, step)
         set_status(out, "running", config=saved(config.to_dict()))
         return _train(config, out, checkpoint)
