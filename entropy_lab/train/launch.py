@@ -16,6 +16,7 @@ from entropy_lab.probe.cost import reported
 from entropy_lab.probe.world import ALONE, Alone
 from entropy_lab.record import Run, create_run, open_run, rewind, run_lock, set_status
 from entropy_lab.record.manifest import update_info
+from entropy_lab.record.merge import merge_parts
 from entropy_lab.train.best import score_name
 from entropy_lab.train.checkpoint import best_checkpoint, cut_checkpoints
 from entropy_lab.train.config import Config, config_from_dict, load_config, override
@@ -135,6 +136,7 @@ def _rewound(config: Config, out: Path, ranks: int) -> tuple[Path | None]:
     step = step_of(checkpoint) if checkpoint else 0
     print(continuation(run, checkpoint, config))
     rewind(out, step - 1)
+    merge_parts(out)
     cut_checkpoints(out, step)
     facts = ranks_of_run(run.info, step, ranks)
     set_status(out, "running", config=saved(config.to_dict()), **facts)

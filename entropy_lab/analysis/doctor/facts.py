@@ -18,8 +18,8 @@ from entropy_lab.errors import RunError
 from entropy_lab.record import Run
 
 _SAMPLES = (
-    "step group uid reward advantage length truncated inclusion_prob trained micro prompt_width "
-    "response_width"
+    "step group uid reward advantage length truncated inclusion_prob trained minibatch micro "
+    "prompt_width response_width"
 ).split()
 _OURS = {"rollout", "train", "probe"}  # sections that only the bundled trainer's settings have
 

@@ -31,8 +31,12 @@ class DataSource:
                     "one, since evaluations go by these names"
                 )
 
-    @cached_property
+    @property
     def training(self) -> list[Problem]:
+        return self._training
+
+    @cached_property
+    def _training(self) -> list[Problem]:
         return [p for part in self.train for p in part.problems]
 
     @property
