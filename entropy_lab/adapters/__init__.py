@@ -1,1 +1,1 @@
-"""Other people's training runs: what it takes to measure them, one module per trainer."""
+"""Other trainers: hooks for their loops, readers for their logs. Nobody imports us."""

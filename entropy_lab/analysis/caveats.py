@@ -32,15 +32,25 @@ def caveats(
     if not tokens:
         return [*rows, _note("token rows were not read (--no-tokens): no correlations, no regions")]
     if found is None:
-        rows.append(
-            _warning(
-                "no token rows: only curves were analyzed. Record with probe.enabled = true and "
-                "probe.every at most the number of steps"
-            )
-        )
-        return rows
+        return [*rows, _warning(_nothing_measured(run))]
     rows += [_warning(text) for text in reversals(validation)]
     return rows + _coverage(found, has_groups)
+
+
+def _nothing_measured(run: Run) -> str:
+    """Why no token row could be analyzed, and what to do about it."""
+    imported = run.info.get("imported")
+    if imported:
+        return (
+            f"a log of {imported['source']} lacks {imported['lacks']}: only curves were analyzed. "
+            "Instrument the run to have dH measured; `audit` works on the logged tokens"
+        )
+    if run.token_files:
+        return "token rows without dH: only curves were analyzed. Record them with the probe"
+    return (
+        "no token rows: only curves were analyzed. Record with probe.enabled = true and "
+        "probe.every at most the number of steps"
+    )
 
 
 def _warning(text: str) -> dict:

@@ -203,6 +203,8 @@ def _scan(run: Run, steps: pd.DataFrame, groups: Groups) -> Scan | None:
     if not run.token_files or not run.steps_probed:
         return None
     have = run.columns("tokens")
+    if "dH" not in have:  # an imported log
+        return None
     forms = [c.removeprefix(PREDICTOR_PREFIX) for c in have if c.startswith(PREDICTOR_PREFIX)]
     predictors = ordered_predictors(f for f in forms if f not in TERMS)
     columns = [c for c in needed(predictors) if c in have or c != "state"]

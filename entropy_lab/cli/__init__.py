@@ -1,4 +1,4 @@
-"""The command line: train, analyze, audit, eval, plot, doctor, list."""
+"""The command line: train, analyze, audit, eval, plot, doctor, import, list."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from entropy_lab import __version__
 from entropy_lab.cli.evaluate import evaluate
 from entropy_lab.cli.extra import train_extra
 from entropy_lab.errors import ConfigError, EntropyLabError
+
+# Named here, so that --help imports no reader; a test compares them with the readers.
+_FORMATS = ("prime-rl", "slime", "nemo-rl", "openrlhf", "verl", "generic")
 
 app = typer.Typer(
     name="entropy-lab",
@@ -259,6 +262,29 @@ def _checkpoint(run: Path):
         return None, f"it needs {error.name}: pip install 'entropy-lab[train]'"
     except EntropyLabError as error:
         return None, str(error)
+
+
+@app.command("import", epilog="Example: entropy-lab import prime-rl outputs/run --out runs/theirs")
+def import_log(
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(_FORMATS)}.")],
+    source: Annotated[Path, typer.Argument(metavar="LOG", help="Folder (or file) of the log.")],
+    out: Annotated[Path, typer.Option(help="Run directory to make.")],
+    mapping: Annotated[
+        Path | None, typer.Option("--map", help="generic: TOML that says which column is which.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the logged log-probabilities; default 1.")
+    ] = None,
+) -> None:
+    """Make a run directory of another trainer's log, with what that log contains."""
+    from entropy_lab.adapters.importers import import_run
+
+    found = import_run(form, source, out, mapping=mapping, temperature=temperature)
+    print(
+        f"{out}: {found['steps']} steps, {found['responses']:,} responses, "
+        f"{found['tokens']:,} token rows\nit lacks {found['lacks']}\n"
+        f"next: entropy-lab analyze {shlex.quote(str(out))}"
+    )
 
 
 class Registry(StrEnum):

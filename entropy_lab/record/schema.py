@@ -157,10 +157,12 @@ def token_schema(
     predictors: Sequence[str] | None = None,
     extra: Sequence[str] = (),
     deep: bool = False,
+    measured: Sequence[str] | None = None,
 ) -> pa.Schema:
     """The schema of tokens/: keys, floats, dH_pred_<name>, then `extra`, in this fixed order.
 
-    deep adds the path forms and the columns of DEEP_FLOATS.
+    deep adds the path forms and the columns of DEEP_FLOATS. `measured` keeps only these floats
+    of the profile, for a log that another program made: a column that nobody measured is absent.
 
     `predictors` None means those of the profile; `extra` are names of further float32 columns.
     """
@@ -168,6 +170,8 @@ def token_schema(
     fields = [_field(n, t, unit, meaning) for n, (t, unit, meaning) in TOKEN_KEYS.items()]
     floats = CORE_FLOATS | (FULL_FLOATS if profile == "full" else {})
     floats |= DEEP_FLOATS if deep else {}
+    if measured is not None:
+        floats = {name: said for name, said in floats.items() if name in measured}
     fields += [_field(n, pa.float32(), unit, meaning) for n, (unit, meaning) in floats.items()]
     for name in (*names, *(PATH_PREDICTORS if deep else ())):
         kind = "path form" if name in PATH_PREDICTORS else "closed form"
@@ -246,7 +250,7 @@ def where_logged(name: str, known: Iterable[str]) -> str:
     if name in DEEP_FLOATS or form in PATH_PREDICTORS:
         return "deep steps log it: set probe.deep_every"
     if name in CORE_FLOATS or name in TOKEN_KEYS:
-        return "every profile logs it, so this log was not written by entropy-lab"
+        return "every profile logs it, so this log was imported from another program"
     return did_you_mean(name, known) or "no profile logs it; the user's own columns are named x_*"
 
 

@@ -42,6 +42,7 @@ class RunWriter:
     fewer than `queue_size` earlier ones are under way, so `tokens_through` in metrics.jsonl
     depends on the rows alone; with "drop" the token rows of a window are dropped instead of
     waiting, counted in run.json, and `tokens_through` is what happens to be durable.
+    `measured`: only these float columns of the profile, see token_schema.
     Ranks above 0 write tokens/ and samples/ only.
 
     After rewind(run_dir, s), where s is a step that ended with flush(), a new writer with equal
@@ -60,6 +61,7 @@ class RunWriter:
         predictors: Sequence[str] | None = None,
         extra: Sequence[str] = (),
         deep: bool = False,
+        measured: Sequence[str] | None = None,
         rank: int = 0,
         flush_steps: int = 16,
         flush_rows: int = 1 << 20,
@@ -78,7 +80,8 @@ class RunWriter:
         self._rank, self._limits, self._drop = rank, limits, on_full == "drop"
         names = profile_predictors(profile) if predictors is None else predictors
         footer = _footer({"estimators": ",".join(names), **(meta or {})})
-        self._schema = token_schema(profile, predictors, extra, deep).with_metadata(footer)
+        schema = token_schema(profile, predictors, extra, deep, measured)
+        self._schema = schema.with_metadata(footer)
         self._window = Window()
         self._under_way: deque[tuple[int, int]] = deque()  # (last step of a window, its job)
         self._error: RunError | None = None

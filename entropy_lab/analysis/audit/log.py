@@ -118,7 +118,9 @@ class Log:
         have = set(run.columns("tokens"))
         lacking = [name for name in (*KEYS, *FLOATS) if name not in have]
         if lacking:
-            raise RunError(f"{run.path} has no token column {lacking[0]!r}: nothing to audit")
+            lacks = (run.info.get("imported") or {}).get("lacks")
+            why = f"its log lacks {lacks}" if lacks else "nothing to audit"
+            raise RunError(f"{run.path} has no token column {lacking[0]!r}: {why}")
         self.columns = [name for name in (*KEYS, *FLOATS, *OPTIONAL) if name in have]
         self.has_moments = have.issuperset(MOMENTS)
         self.ranks = len(list((run.path / "tokens").glob("rank=*")))
