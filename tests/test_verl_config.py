@@ -198,3 +198,16 @@ def test_a_plugin_that_fails_is_loud_though_verl_swallows_it(tmp_path: Path) -> 
     assert "instrumented False" in done.stdout
     assert "could not instrument verl, so this run is NOT recorded" in done.stderr
     assert "entropy_lab.interventions" in done.stderr
+
+
+def test_a_response_is_known_by_all_of_its_tokens_whatever_the_padding() -> None:
+    import torch
+
+    from entropy_lab.adapters.verl.data import _keys
+
+    group = torch.tensor([7, 7, 8])
+    tokens = torch.tensor([[3, 4, 0], [5, 4, 0], [3, 4, 0]])
+    mask = torch.tensor([[0, 1, 0], [0, 1, 0], [0, 1, 0]]).bool()  # a tool's token, then its own
+    keys = _keys({}, tokens, mask, group)
+    assert len(set(keys)) == 3
+    assert _keys({}, tokens[:, :2], mask[:, :2], group) == keys

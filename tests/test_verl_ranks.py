@@ -57,7 +57,7 @@ def test_both_ranks_write_the_rows_of_their_responses(runs: Path) -> None:
     assert parts == {"rank=0000", "rank=0001"}
     together, alone = (load(runs / f"run-of-{n}").tokens() for n in (2, 1))
     assert set(together.uid.to_numpy() >> 20 & 0xFFF) == {0, 1}
-    keys = ["step", "state", "pos", "token_id"]
+    keys = ["step", "state", "pos", "token_id", "old_logp"]  # the last one is drawn
     assert len(together) == len(alone) and not together.duplicated(["step", "uid", "pos"]).any()
     both = together.merge(alone, on=keys, suffixes=("", "_alone"))
     assert len(both) == len(together)
