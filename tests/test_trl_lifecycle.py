@@ -39,7 +39,10 @@ def test_a_foreign_run_from_trainer_to_report(tmp_path: Path) -> None:
     trainer.train()
     run = str(tmp_path / "run")
     said = command("doctor", run)
-    assert "nothing speaks against this log" in said and "warning" not in said
+    assert "nothing speaks against this log" in said
+    # AdamW's first step divides gradients that are mere rounding by themselves: 1e-3 of influence.
+    warned = [line for line in said.splitlines() if line.startswith("warning")]
+    assert all("identity" in line and "in step 0" in line for line in warned), said
     methods = [w for name in ("steer", "kl_cov", "clip_cov") for w in ("--method", name)]
     said = command("audit", run, *methods)
     assert all(f"\n{name}\n" in said for name in ("steer", "kl_cov", "clip_cov"))

@@ -9,7 +9,7 @@ from entropy_lab.adapters.trl.attachment import Attachment
 from entropy_lab.adapters.trl.callback import make_callback
 from entropy_lab.adapters.trl.carrier import make_carrier
 from entropy_lab.adapters.trl.checks import check_options, check_trainer
-from entropy_lab.interventions import Intervention
+from entropy_lab.interventions import Method
 
 __all__ = ["Attachment", "attach"]
 
@@ -18,7 +18,7 @@ def attach(
     trainer: Any,
     run_dir: str | Path,
     *,
-    method: str | dict[str, Any] | Intervention | None = None,
+    method: str | dict[str, Any] | Method | None = None,
     held_out: bool = True,
     **options: Any,
 ) -> Attachment:

@@ -24,7 +24,7 @@ from entropy_lab.adapters.trl.plans import (
 )
 from entropy_lab.adapters.trl.rollout import per_token
 from entropy_lab.errors import ConfigError, RunError
-from entropy_lab.interventions import Intervention, plan_step
+from entropy_lab.interventions import Method, plan_step
 from entropy_lab.probe.window import MicroRecord
 from entropy_lab.types import SELECTED, TokenBatch, TokenPlan, TokenStats
 
@@ -36,7 +36,7 @@ class Carrier:
     """Plans each micro-batch and writes the plan where the trainer's loss reads it."""
 
     def __init__(
-        self, trainer: Any, method: Intervention, scope: str, told: str, bonus: bool
+        self, trainer: Any, method: Method, scope: str, told: str, bonus: bool
     ) -> None:
         self.trainer, self.method, self.scope, self.told = trainer, method, scope, told
         self.bonus = bonus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 from pathlib import Path
@@ -30,7 +31,7 @@ _ATTRIBUTES = (
 def check_trainer(trainer: Any) -> None:
     """Raises ConfigError where the probe cannot be attached, naming why and what works."""
     try:
-        from trl import GRPOTrainer
+        GRPOTrainer = importlib.import_module("trl").GRPOTrainer
     except ImportError as error:
         raise ConfigError(
             f"the TRL adapter needs trl ({error}): pip install 'entropy-lab[trl]'"

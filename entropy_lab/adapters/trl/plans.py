@@ -11,7 +11,7 @@ from torch import Tensor
 
 from entropy_lab.adapters.trl.micro import CLIPPED_LOSSES
 from entropy_lab.errors import ConfigError
-from entropy_lab.interventions import Intervention, Method, make_method, plan_step
+from entropy_lab.interventions import Method, make_method, plan_step
 from entropy_lab.stats import token_stats
 from entropy_lab.types import TokenBatch, TokenPlan, TokenStats
 
@@ -24,7 +24,7 @@ _AVERAGES = {
 }
 
 
-def resolve(method: str | dict[str, Any] | Intervention) -> Intervention:
+def resolve(method: str | dict[str, Any] | Method) -> Method:
     """A name, {"name": ..., settings} or the method itself; ConfigError for an unknown one."""
     if isinstance(method, str):
         return make_method(method)
@@ -76,7 +76,7 @@ def own_bonus(trainer: Any) -> bool:
     return bool(trainer.args.entropy_coef) or bool(getattr(trainer, "use_adaptive_entropy", False))
 
 
-def check_method(method: Intervention, trainer: Any) -> TokenPlan:
+def check_method(method: Method, trainer: Any) -> TokenPlan:
     """The plan of a made-up step; ConfigError where TRL's loss cannot carry such a plan."""
     name = getattr(method, "name", type(method).__name__)
     if "influence_marginal" in method.needs:
@@ -105,19 +105,19 @@ def check_method(method: Intervention, trainer: Any) -> TokenPlan:
     return plan
 
 
-def remembers(method: Intervention) -> bool:
+def remembers(method: Method) -> bool:
     """Whether it carries a memory from rollout to rollout or step to step."""
     kind = type(method)
     names = ("begin_rollout", "end_step", "initial_state")
     return any(getattr(kind, n, None) is not getattr(Method, n) for n in names)
 
 
-def own_advantages(method: Intervention) -> bool:
+def own_advantages(method: Method) -> bool:
     """Whether its advantages are not the group-relative ones, which TRL makes itself."""
     return getattr(type(method), "advantages", None) is not Method.advantages
 
 
-def scope_of(method: Intervention, trainer: Any) -> tuple[Intervention, str, str]:
+def scope_of(method: Method, trainer: Any) -> tuple[Method, str, str]:
     """The method with the scope that can be had, that scope, and what to say about it.
 
     The statistics of a whole step are had where its micro-batches lie in one rollout and in one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from entropy_lab.adapters.trl.carrier import Carrier
@@ -48,7 +48,7 @@ def run_config(trainer: Any, method: Method | None, seed: int) -> dict[str, Any]
     settings = json.loads(json.dumps(trainer.args.to_dict(), default=str))
     return {
         "run": {"seed": seed},
-        "method": {"name": name, **({} if told is None else asdict(told))},
+        "method": {"name": name, **_fields(told)},
         "trl": settings,
     }
 
@@ -60,7 +60,7 @@ def run_facts(trainer: Any, carrier: Carrier | None) -> dict[str, Any]:
     if told is None:
         said: dict[str, Any] = {"name": f"trl_{trainer.loss_type}"}
     else:
-        said = {"name": told.name, "source": getattr(told, "source", ""), **asdict(told)}
+        said = {"name": told.name, "source": told.source, **_fields(told)}
     text = trainer.model.config.get_text_config()
     return {
         "adapter": {
@@ -75,3 +75,7 @@ def run_facts(trainer: Any, carrier: Carrier | None) -> dict[str, Any]:
         "world_size": trainer.accelerator.num_processes,
         "vocab_size": int(text.vocab_size),
     }
+
+
+def _fields(method: Method | None) -> dict[str, Any]:
+    return asdict(method) if is_dataclass(method) else {}

@@ -166,7 +166,7 @@ class Watch:
         if self.carrier is not None:
             if done is None:
                 raise self.carrier.stuck()
-            self.carrier.carry(kept, *done, copy)
+            self.carrier.carry(kept, done[0], done[1], copy)
         if done is not None:
             self.safely("record", lambda: self._annotate(done[0], result[0]))
         return result
