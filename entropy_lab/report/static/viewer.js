@@ -35,6 +35,7 @@ class Viewer {
     const recolour = () => this.recolour();
     for (const id of ["quantity", "scale"]) element(id).addEventListener("change", recolour);
     element("range").addEventListener("change", () => this.strongest());
+    element("best").addEventListener("toggle", () => this.strongest());
     const slider = element("step");
     slider.max = String(this.store.meta.steps.length - 1);
     slider.addEventListener("input", () => this.named(Number(slider.value)));
@@ -142,6 +143,7 @@ class Viewer {
 
   strongest() {
     const { quantity } = this;
+    if (!element("best").open) return; // made when it is looked at
     const ofRun = element("range").value === "run";
     const found = ofRun ? this.store.meta.strongest[quantity.name]
       : strongestOfStep(this.store, this.tokens, quantity);

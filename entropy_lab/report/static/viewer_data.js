@@ -64,7 +64,7 @@ function tokensOf(bytes, step, sizes) {
   const place = integersAt(bytes, at, n);
   const flags = bytes.slice(at + 3 * n, at + 4 * n);
   const pos = step.regular ? countedPositions(starts) : integersAt(bytes, at + 4 * n, n);
-  return { n, starts, columns, place, flags, pos, slopes: step.slopes };
+  return { n, starts, columns, place, flags, pos, slopes: step.slopes, errors: new Map() };
 }
 
 // What a page holds of a run: meta at once, texts when opened, the numbers of a step when asked.
@@ -104,6 +104,17 @@ function valuesOf(tokens, quantity) {
   if (!source || !quantity.of) return source || null;
   const measured = tokens.columns.dH;
   if (!measured) return null;
+  if (!tokens.errors.has(quantity.name)) {
+    const slope = tokens.slopes[quantity.name] ?? 1;
+    tokens.errors.set(quantity.name, measured.map((x, i) => x - slope * source[i]));
+  }
+  return tokens.errors.get(quantity.name);
+}
+
+// The same of one token; undefined where the step has none.
+function valueAt(tokens, quantity, i) {
+  const source = tokens.columns[quantity.of || quantity.name];
+  if (!source || !quantity.of) return source?.[i];
   const slope = tokens.slopes[quantity.name] ?? 1;
-  return measured.map((x, i) => x - slope * source[i]);
+  return tokens.columns.dH && tokens.columns.dH[i] - slope * source[i];
 }

@@ -8,9 +8,9 @@ function rowsOf(store, tokens, response, token, at) {
   const logp = tokens.columns.logp;
   if (logp) rows.push(["probability before the step", shortNumber(Math.exp(logp[at])), ""]);
   for (const quantity of store.meta.quantities) {
-    const values = valuesOf(tokens, quantity);
-    if (!values) continue;
-    const number = quantityNumber(values[at], quantity);
+    const value = valueAt(tokens, quantity, at);
+    if (value === undefined) continue;
+    const number = quantityNumber(value, quantity);
     rows.push([quantity.label, number, quantity.unit, quantity.name]);
   }
   const advantage = store.responses.advantage[response];
@@ -24,9 +24,9 @@ function showPanel(node, store, tokens, response, token, current) {
   const at = tokens.starts[response - tokens.first] + token;
   const text = tokenText(store.text(tokens.place[at]));
   const quantity = store.quantity(current);
-  const values = valuesOf(tokens, quantity);
-  const number = values ? quantityNumber(values[at], quantity) + " " + quantity.unit
-    : "not recorded in this step";
+  const value = valueAt(tokens, quantity, at);
+  const number = value === undefined ? "not recorded in this step"
+    : quantityNumber(value, quantity) + " " + quantity.unit;
   node.querySelector(".tv-word").textContent = text;
   node.querySelector(".tv-say").textContent =
     "Token " + tokens.pos[at] + ", “" + text + "”: " + quantity.label + " " + number;
