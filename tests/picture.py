@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 _NO_NUMBER = re.compile(r"\b(nan|inf|none)\b", re.IGNORECASE)
@@ -26,14 +27,21 @@ def empty_panels(figure: Figure) -> list[str]:
 
 
 def _has_data(axes: Axes) -> bool:
-    lines = [np.ma.filled(np.ma.asarray(line.get_xydata(), float), np.nan) for line in axes.lines]
-    points = [xy for xy in lines if len(xy) and np.isfinite(xy).all(axis=1).any()]
+    points = [line for line in axes.lines if _is_seen(line, axes)]
     shapes = [p for p in axes.patches if np.isfinite(p.get_extents().bounds).all()]
     segments = [
         s for c in axes.collections if isinstance(c, LineCollection) for s in c.get_segments()
     ]
     dots = [c for c in axes.collections if isinstance(c, PathCollection)]
     return bool(points or shapes or axes.images or dots or any(len(s) for s in segments))
+
+
+def _is_seen(line: Line2D, axes: Axes) -> bool:
+    """A line of data, not one across the panel; a single point is seen by its marker alone."""
+    xy = np.ma.filled(np.ma.asarray(line.get_xydata(), float), np.nan)
+    known = int(np.isfinite(xy).all(axis=1).sum()) if len(xy) else 0
+    marked = line.get_marker() not in ("None", "", None)
+    return line.get_transform() == axes.transData and known >= (1 if marked else 2)
 
 
 def bad_texts(figure: Figure) -> list[str]:

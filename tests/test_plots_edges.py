@@ -108,8 +108,10 @@ def test_a_panel_without_points_and_a_text_of_nan_would_be_seen() -> None:
     figure = new_figure(4, 2)
     one, two = figure.subplots(1, 2)
     one.plot([np.nan], [1.0])
-    two.plot([0.5], [1.0])
+    two.plot([0.5], [1.0], "o")
     two.set_title("mean nan")
-    figure.add_axes((0.5, 0.3, 0.4, 0.5)).plot([0], [0])
+    figure.add_axes((0.5, 0.3, 0.4, 0.5)).plot([0], [0], "o")
     assert empty_panels(figure) == [""] and bad_texts(figure) == ["mean nan"]
     assert overlaps(figure)
+    two.get_lines()[0].set_marker("")
+    assert empty_panels(figure) == ["", "mean nan"]  # one point of a line is no picture

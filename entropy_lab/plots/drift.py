@@ -54,10 +54,11 @@ def _panel(axes: Axes, data: pd.DataFrame, predictors: list[str]) -> None:
     axes.axhline(0, color=style.faint(), linewidth=0.7)
     steps = data.drop_duplicates("step").sort_values("step")
     axes.axvline(steps["step"].median(), color=style.faint(), linewidth=0.7, linestyle=":")
-    axes.plot(steps["step"], steps["fixed"], **_real())
+    axes.plot(steps["step"], steps["fixed"], **_real(), **style.point_marker(steps["fixed"]))
     for predictor in predictors:
         own = data[data["predictor"] == predictor]
-        axes.plot(own["step"], own["scaled"], **_look(predictor))
+        marker = style.point_marker(own["scaled"])
+        axes.plot(own["step"], own["scaled"], **_look(predictor), **marker)
     style.grid(axes)
 
 

@@ -67,7 +67,8 @@ def _line(
     look = style.method_style(method)
     axes.plot(data["step"], data[column] / scale, color=look["color"], alpha=0.22, linewidth=0.8)
     label = None if method in seen else method
-    axes.plot(data["step"], data[smooth] / scale, label=label, **look)
+    marker = style.point_marker(data[smooth])
+    axes.plot(data["step"], data[smooth] / scale, label=label, **look, **marker)
     seen.add(method)
 
 

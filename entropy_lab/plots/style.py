@@ -255,6 +255,11 @@ def _drawable(c: str) -> bool:
     return c.isprintable() and (ord(c) < 0x500 or c in "–—‘’“”…€→≤≥≠∞√π")
 
 
+def point_marker(values: pd.Series) -> dict[str, Any]:
+    """A marker for a line of so few points that it would not be seen."""
+    return {"marker": "o", "markersize": 3} if values.notna().sum() < 3 else {}
+
+
 def power_of_ten(largest: float) -> tuple[float, str]:
     """(scale, text): divide by the scale and write the text, "10⁻³ nats", after the label."""
     if not (np.isfinite(largest) and largest > 0):
