@@ -89,6 +89,21 @@ def test_a_problem_has_a_limit_on_its_total_time():
 
 
 @needs_sandbox
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"inputs": [[2, 3]], "outputs": [5], "fn_name": "add"},
+        {"test_list": ["assert add(2, 3) == 5"], "entry_point": "add"},
+    ],
+)
+def test_a_function_of_the_prelude_is_no_answer(tests: Any, grader: CodeGrader):
+    """Programs find `operator.add` without an import; a problem that asks for it does not."""
+    codes = ["print(0)", "def add(a, b): return a + b", "from operator import add"]
+    results = grader.grade([f"```python\n{code}\n```" for code in codes], [tests] * 3)
+    assert [r.reward() for r in results] == [0.0, 1.0, 1.0]
+
+
+@needs_sandbox
 def test_the_reason_of_a_failure_is_kept(grader: CodeGrader):
     wanted = {
         "print(1 / 0)": "error: ZeroDivisionError: division by zero",

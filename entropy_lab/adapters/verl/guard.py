@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from entropy_lab.errors import RunError
+from entropy_lab.record.events import FOLDER, EventLog
 
 logger = logging.getLogger("entropy_lab.adapters.verl")
 
 
 class Guard:
     """Runs what the probe does. An error becomes a warning, once for each kind, and a line of
-    events/rank=RRRR.jsonl: {step, kind, error, reason, time}; strict: it is raised as it is."""
+    events/ (EventLog); strict: it is raised as it is. Unlike the probe's own Guard it hands back
+    the error, because a run directory that cannot be written ends the recording."""
 
     def __init__(self, run_dir: Path | str, rank: int, strict: bool) -> None:
         self.strict = strict
         self.counts: Counter[str] = Counter()
-        self._path = Path(run_dir) / "events" / f"rank={rank:04d}.jsonl"
+        self._log, self._folder = EventLog(run_dir, rank), Path(run_dir) / FOLDER
 
     def attempt(self, kind: str, step: int, action: Callable[[], object]) -> Exception | None:
         """Run `action`; the error that it raised, without its frames, or None."""
@@ -49,13 +52,7 @@ class Guard:
             trace = error if isinstance(error, Exception) else None
             logger.warning(
                 "entropy-lab, step %d, %s: %s %s; training goes on, further ones are counted in %s",
-                step, kind, name, reason, self._path, exc_info=trace,
+                step, kind, name, reason, self._folder, exc_info=trace,
             )  # fmt: skip
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        line = {"step": step, "kind": kind, "error": name, "reason": reason, "time": now}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError:  # the disk may be what is wrong; the warning was given
-            return
+        with suppress(RunError, OSError):  # the disk may be what is wrong; the warning was given
+            self._log.append(step, kind, name, reason)

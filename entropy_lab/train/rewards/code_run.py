@@ -205,7 +205,8 @@ def _calls(sandbox: Sandbox, program: str, name: str, cases: list[Any], budget: 
     """One process for all calls, up to the first that it does not survive."""
     with Link() as link:
         extra = (link.theirs.fileno(),)
-        run = sandbox.launch("serve", {"code": program}, budget.left + 1, extra=extra)
+        code = {"code": program, "tested": [name]}
+        run = sandbox.launch("serve", code, budget.left + 1, extra=extra)
         link.theirs.close()
         try:
             link.receive(budget.test)
@@ -232,7 +233,7 @@ def _asserts(
         ours, theirs = socket.socketpair()
         with ours, theirs:
             served = (theirs.fileno(),)
-            code = {"code": program, "prompt": tests.prompt}
+            code = {"code": program, "prompt": tests.prompt, "tested": tests.entries}
             solution = sandbox.launch("serve", code, wall, extra=served)
             extra = (ours.fileno(), report.theirs.fileno())
             checker = sandbox.launch("check", payload, wall, extra=extra)

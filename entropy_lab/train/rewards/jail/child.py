@@ -65,9 +65,13 @@ def lock(config: dict[str, Any], home: str | None) -> None:
 
 
 def load(payload: dict[str, Any], name: str, names: dict[str, Any]) -> types.ModuleType:
-    """The module that the code makes (after a prompt's, if any), under its name in sys.modules."""
+    """The module that the code makes (after a prompt's, if any), under its name in sys.modules.
+
+    payload["tested"]: functions under test, which the code has to define (or import) itself.
+    """
     module = types.ModuleType(name)
-    vars(module).update(names)
+    tested = payload.get("tested", ())
+    vars(module).update({given: value for given, value in names.items() if given not in tested})
     sys.modules[name] = module
     for code in (payload.get("prompt", ""), payload["code"]):
         exec(compile(code, "solution.py", "exec"), vars(module))
