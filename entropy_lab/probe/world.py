@@ -144,7 +144,7 @@ class Alone:
         return make()
 
     def prepare(
-        self, model: nn.Module, make_score: Callable[[nn.Module], Any]
+        self, model: nn.Module, make_score: Callable[..., Any]
     ) -> tuple[nn.Module, nn.Module, Any]:
         """(the model that measures and samples, the one that learns, the loss forward where it is
         not the score of the first): of one process, one."""

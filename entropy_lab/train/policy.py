@@ -83,14 +83,16 @@ def make_score(
     temperature: float,
     autocast: str = "none",
     tiled: bool | Literal["auto"] = "auto",
+    share_prompts: bool = True,
 ) -> Score:
     """score(inputs) -> TokenStats (B, T) of softmax(logits / temperature) at response tokens.
 
     autocast: the dtype that the model's products run in ("none": that of its weights); the
     statistics are summed in float32 whatever the logits' dtype. tiled: from hidden states and head,
     a tile of the logits at a time; "auto" where B x T x V logits take more than 256 MiB and the
-    head is a plain product, so passes of one shape always go one way. Raises ConfigError for
-    tiled=True with another head.
+    head is a plain product, so passes of one shape always go one way. share_prompts: read a prompt
+    that many rows have once; False where all ranks have to call the model alike, whatever their rows
+    are. Raises ConfigError for tiled=True with another head.
     """
     low = None if autocast == "none" else getattr(torch, autocast)
     known = set(signature(model.forward).parameters)
@@ -108,7 +110,7 @@ def make_score(
     def hidden(*read: Any) -> Tensor:
         return call(base, read, known - {"logits_to_keep"}).last_hidden_state
 
-    new_cache = cache_of(model, logits)
+    new_cache = cache_of(model, logits) if share_prompts else None
 
     def score(inputs: Inputs) -> TokenStats:
         if active_dropout(model):  # equal rows do not drop the same units

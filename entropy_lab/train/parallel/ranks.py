@@ -90,7 +90,7 @@ class Ranks(Alone):
         return make() if made is None else made
 
     def prepare(
-        self, model: nn.Module, make_score: Callable[[nn.Module], Any]
+        self, model: nn.Module, make_score: Callable[..., Any]
     ) -> tuple[nn.Module, nn.Module, Any]:
         self._watch_passes(model)
         return model, model, None

@@ -40,9 +40,10 @@ class Shards(Ranks):
         self._filled: int | None = None
 
     def prepare(
-        self, model: nn.Module, make_score: Callable[[nn.Module], Any]
+        self, model: nn.Module, make_score: Callable[..., Any]
     ) -> tuple[nn.Module, nn.Module, Any]:
-        loss = _Loss(model, make_score(model))
+        # Each call of a layer gathers its weights from all ranks, so all make the same calls.
+        loss = _Loss(model, make_score(model, share_prompts=False))
         whole, mesh = copy.deepcopy(model), init_device_mesh(self.device.type, (self.size,))
         stack = layer_stack(model)
         for layer in model.get_submodule(stack).children() if stack else ():
