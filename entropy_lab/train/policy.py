@@ -91,8 +91,8 @@ def make_score(
     statistics are summed in float32 whatever the logits' dtype. tiled: from hidden states and head,
     a tile of the logits at a time; "auto" where B x T x V logits take more than 256 MiB and the
     head is a plain product, so passes of one shape always go one way. share_prompts: read a prompt
-    that many rows have once; False where all ranks have to call the model alike, whatever their rows
-    are. Raises ConfigError for tiled=True with another head.
+    that many rows have once; False where all ranks have to call the model alike, whatever their
+    rows are. Raises ConfigError for tiled=True with another head.
     """
     low = None if autocast == "none" else getattr(torch, autocast)
     known = set(signature(model.forward).parameters)
