@@ -193,13 +193,15 @@ def build(
         tiled=config.train.tiled_head,
     )
     model, learner, loss_score = world.prepare(model, scoring)
+    # Measured as the loss forward runs, so that one serves as the other.
+    score = scoring(model, share_prompts=loss_score is None)
     params = [p for p in learner.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
     if checkpoint:
         load_optimizer(checkpoint, optimizer)
     world.attach(optimizer)
     probe = make_probe(
-        config, run_dir, model, optimizer, scoring(model), state.get("step", 0), world, loss_score
+        config, run_dir, model, optimizer, score, state.get("step", 0), world, loss_score
     )
     parts = Parts(
         config, task, method, model, tokenizer, params, optimizer, engine, probe, rewarder
