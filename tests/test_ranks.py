@@ -111,9 +111,10 @@ def assert_equal_tables(left: pd.DataFrame, right: pd.DataFrame, table: str) -> 
             assert max(a.abs().max(), b.abs().max()) < 1e-4, (table, name)
             continue
         scale = a.abs().fillna(0.0).max()
-        bound = (1e-4 if name == "slope_error" else 1e-5) * scale
+        # Split weights read rows whole, one process their prompts once: other roundings.
+        bound = (1e-4 if name == "slope_error" else 2e-5) * scale
         if name in MEASURED or name.startswith(("dH_pos", "dH_neg", "dH_zero")):
-            bound += 4e-7  # a few roundings of an entropy of order 1
+            bound += 1e-6  # a few roundings of an entropy of order 1
         assert (a - b).abs().fillna(0.0).max() <= bound, (table, name)
 
 
