@@ -150,7 +150,7 @@ def test_a_broken_trainer_is_caught(
     defect: str, checks: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     broken = {
-        "temperature not applied": lambda _: lambda model, *_: make_score(model, 1.0),
+        "temperature not applied": lambda _: lambda model, **_: make_score(model, 1.0),
         "mask shifted by one": lambda _: shifted_score,
         "other temperature after the step": warmer_after,
     }
@@ -161,7 +161,7 @@ def test_a_broken_trainer_is_caught(
     assert errors(found) >= checks
 
 
-def shifted_score(model, temperature, *_):
+def shifted_score(model, temperature, **_):
     """Position t scored by the logits that have already seen token t."""
 
     def score(inputs):
@@ -183,7 +183,9 @@ def warmer_after(monkeypatch: pytest.MonkeyPatch):
         factor[0] = 1.0
 
     monkeypatch.setattr(StepMeasurement, "measure_after", measure_after)
-    return lambda model, t, *_: lambda inputs: make_score(model, factor[0] * t)(inputs)
+    return lambda model, temperature, **_: (
+        lambda inputs: make_score(model, factor[0] * temperature)(inputs)
+    )
 
 
 def test_a_killed_run_is_not_blamed_for_its_end(run: Path):
