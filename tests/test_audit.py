@@ -103,7 +103,7 @@ def test_a_clip_is_inert_where_no_ratio_leaves_it(tmp_path: Path) -> None:
 
 def test_distance_and_touched_by_hand(grpo: Path) -> None:
     """Against GRPO's clip written out over the rows of the log."""
-    found = by_method(audit(grpo, ["grpo:clip_low=0.01,clip_high=0.01"]))
+    found = by_method(audit(grpo, ["grpo:clip_low=0.001,clip_high=0.001"]))
     rows = load(grpo).tokens()
     rows = rows[(rows["flags"] & 32) == 0]
     ratio = np.exp(rows["logp"].astype(float) - rows["old_logp"].astype(float))
@@ -114,8 +114,8 @@ def test_distance_and_touched_by_hand(grpo: Path) -> None:
         inside = np.where(a > 0, ratio <= 1 + clip, ratio >= 1 - clip)
         return np.where(inside & ~((a < 0) & (ratio > 10)), ratio * a / count, 0.0)
 
-    c, base = push(0.01), push(0.2)
-    assert (c != base).sum() > 5
+    c, base = push(0.001), push(0.2)
+    assert (c != base).any()
     row = found.iloc[1]
     assert row["distance"] == pytest.approx(
         np.linalg.norm(c - base) / np.linalg.norm(base), rel=1e-5
