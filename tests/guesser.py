@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from entropy_lab.probe.world import ALONE
 from entropy_lab.train.config import load_config
 from entropy_lab.train.rewards import RewardConfig, make_rewarder
 from entropy_lab.train.rollout import Responses
@@ -72,4 +73,5 @@ def guessing(*more: str) -> SimpleNamespace:
         model=model,
         engine=Guesser(tokenizer, task),
         rewarder=make_rewarder(RewardConfig(), task),
+        world=ALONE,
     )

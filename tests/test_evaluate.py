@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from entropy_lab.errors import ConfigError
+from entropy_lab.probe.world import ALONE
 from entropy_lab.record.schema import eval_schema
 from entropy_lab.train.config import Config, load_config
 from entropy_lab.train.evaluate import evaluate
@@ -130,6 +131,7 @@ def sampling(config: Config) -> SimpleNamespace:
         model=model,
         engine=HFEngine(),
         rewarder=make_rewarder(RewardConfig(), task),
+        world=ALONE,
     )
 
 
