@@ -129,7 +129,7 @@ def test_a_stop_off_schedule_leaves_no_extra_evaluation(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def at_once():
+    def at_once(*_):
         request = StopRequest()
         request.asked = True
         yield request

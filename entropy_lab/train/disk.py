@@ -39,7 +39,8 @@ def disk_lines(config: Config, model: Any) -> list[str]:
         lines.append(_limited(config, tokens, samples))
         log = limit
     whole = (kept + points) * one + log + _LINE * t.rollouts * t.minibatches
-    return [*lines, f"disk: {size(whole)} at the end of the run, evaluations not counted"]
+    but = ", evaluations not counted" if config.eval.every else ""
+    return [*lines, f"disk: {size(whole)} at the end of the run{but}"]
 
 
 def _tokens(config: Config) -> tuple[float, list[str]]:
