@@ -15,6 +15,7 @@ from scipy import stats
 from entropy_lab.analysis import analyze, influence, read_tables, reduce, side
 from entropy_lab.errors import RunError
 from entropy_lab.record import create_run, open_run
+from planted import unmerged
 from synthetic import write_run
 
 
@@ -49,7 +50,8 @@ def test_an_empty_run_and_a_folder_that_is_no_run_are_named(tmp_path: Path) -> N
 
 def test_a_damaged_part_is_skipped_and_named(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    write_run(path, steps=16, flush_steps=4)
+    with unmerged():
+        write_run(path, steps=16, flush_steps=4)
     part = sorted((path / "tokens").rglob("*.parquet"))[-1]
     part.write_bytes(part.read_bytes()[:1000])
     found = analyze([path])

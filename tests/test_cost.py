@@ -32,8 +32,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, out: Path, settings: list[str]) -> 
     rows = []
     make = run_parts.make_score
 
-    def counting(*args):
-        score = make(*args)
+    def counting(*args, **settings):
+        score = make(*args, **settings)
 
         def wrapped(inputs):
             if not torch.is_grad_enabled():
