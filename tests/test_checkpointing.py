@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from entropy_lab.probe import Scorer
 from entropy_lab.probe.path import Path as ParameterPath
 from entropy_lab.probe.precision import SAME, Precision
 from entropy_lab.probe.scorer import active_dropout
+from entropy_lab.train import parts
 from entropy_lab.train.config import load_config
 from entropy_lab.train.launch import run_training
 from entropy_lab.train.model import load_model
@@ -48,7 +50,7 @@ class Calls:
 def gradient(model: Any, inputs: Any, precision: Precision = SAME) -> tuple:
     """By the parameters, of the sum of logp and entropy; forwards of the first layer."""
     optimizer = torch.optim.SGD(model.parameters())
-    scorer = Scorer(model, make_score(model, 1.0), optimizer, precision)
+    scorer = Scorer(model, make_score(model, 1.0, share_prompts=False), optimizer, precision)
     calls = Calls(model)
     stats = scorer.with_grad(inputs)
     grads = torch.autograd.grad((stats.logp + stats.entropy).sum(), list(model.parameters()))
@@ -95,7 +97,7 @@ def test_exchanged_parameters_are_those_of_the_backward_pass_too(tmp_path: Path)
     for model in (opened(folder), opened(folder, AGAIN)):
         path = ParameterPath.begin(model)
         along = {n: torch.ones_like(p) for n, p in path.start.items()}
-        tangents.append(path.jvp(make_score(model, 1.0), inputs, along)[1])
+        tangents.append(path.jvp(make_score(model, 1.0, share_prompts=False), inputs, along)[1])
         layers = [m for m in model.modules() if m.training]
         assert all(m.gradient_checkpointing for m in layers)  # back on where it was
     assert len(layers) == 2
@@ -107,6 +109,8 @@ def test_a_run_is_the_same_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
     any_reward(monkeypatch)
+    # A model that computes layers again reads whole rows.
+    monkeypatch.setattr(parts, "make_score", partial(make_score, share_prompts=False))
     given = [*SHORT, *more, f"model.path={save_model('qwen3', tmp_path / 'model')}"]
     plain = run_training(None, given, tmp_path / "plain")
     again = run_training(None, [*given, AGAIN], tmp_path / "again")

@@ -194,7 +194,7 @@ def build(
     )
     model, learner, loss_score = world.prepare(model, scoring)
     # Measured as the loss forward runs, so that one serves as the other.
-    score = scoring(model, share_prompts=loss_score is None)
+    score = scoring(model) if loss_score is None else scoring(model, share_prompts=False)
     params = [p for p in learner.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, params)
     if checkpoint:
