@@ -59,6 +59,7 @@ class Page:
         self.tab = browser.new_page(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
         )
+        self.tab.set_default_timeout(120_000)  # a busy machine is slow, not wrong
         self.tab.on("console", self._heard)
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("dialog", lambda dialog: (self.complaints.append("dialog"), dialog.dismiss()))
@@ -72,7 +73,7 @@ class Page:
     def open_viewer(self) -> None:
         """Scroll to the token viewer and wait until it is ready."""
         self.tab.evaluate("document.querySelector('#viewer').scrollIntoView()")
-        self.tab.wait_for_selector("#tv-root[data-ready]", timeout=30_000)
+        self.tab.wait_for_selector("#tv-root[data-ready]")
 
     def wait_for(self, selector: str, text: str) -> None:
         """Wait until the element holds the text."""
