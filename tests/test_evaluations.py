@@ -69,7 +69,7 @@ def test_the_entropy_of_the_evaluated_responses_is_taken_where_it_is_logged(
     rows = both.tables["pass_at_k"].query("level == 'method'")
     assert list(rows["entropy"]) == pytest.approx([0.6, 0.6]) and set(rows["samples"]) == {64}
     assert (rows["entropy_lo"] < 0.5).all() and (rows["entropy_hi"] > 0.7).all()
-    last, earlier = passes(both.tables).split("Earlier evaluations")
+    last, _, earlier = passes(both.tables).partition("Earlier evaluations")
     assert "<td>3</td>" in last and "<td>0.4</td>" not in earlier and "64 each, T 1" in last
 
 

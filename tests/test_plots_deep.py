@@ -88,7 +88,7 @@ def test_without_a_deep_step_the_figure_is_left_out_and_the_report_stands(tmp_pa
         draw("error_budget", tmp_path / "run", tmp_path / "figures")
     text = write_report(found.tables, found.out, "x").read_text()
     assert "Needs deep steps: record with probe.deep_every = 10" in text
-    assert "Error budget" not in text and "Noise floor" not in text
+    assert "Error budget in numbers" not in text and "(rms against float64)" not in text
 
 
 def test_the_report_has_the_budget_and_one_sentence_on_the_floor(tmp_path: Path) -> None:
