@@ -157,7 +157,7 @@ def test_search_filter_order_and_the_strongest_tokens(browser, real) -> None:
     rows = run.tokens().query(f"flags < {HELD_OUT}")
     strongest = rows.loc[rows["dH"].abs().idxmax()]
     tab.click("#tv-strongest li:first-child button")
-    tab.wait_for_function("document.activeElement.dataset.token !== undefined")
+    page.until("document.activeElement.dataset.token !== undefined")
     assert number(panel(page)["dH, measured"]) == pytest.approx(strongest["dH"], rel=0.01)
     assert f"Step {int(strongest['step'])}," in page.texts("#tv-title")[0]
     assert page.complaints == []
